@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/python -m pip
 export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(PIP) install --constraint requirements.lock --editable
-BENCHES ?= $(basename $(notdir $(wildcard bench/[a-z]*.py)))
+BENCHES ?= $(filter-out machine,$(basename $(notdir $(wildcard bench/[a-z]*.py))))
 
 .PHONY: help run test lint bench lock clean browser
 

@@ -1,0 +1,40 @@
+"""Where pictures lie in the store.
+
+A job's files lie under its id and attempt, so that a worker that lost its lease can
+never overwrite what a later attempt made.
+"""
+
+# The rendition that pages show and that workers make along with each picture.
+PREVIEW_SIZE = 512
+# Only these are made, so that no client can fill the store with renditions.
+RENDITION_SIZES = (128, 256, 512, 1024, 2048)
+
+
+def original_key(sha256: str) -> str:
+    """Return the key of an upload's original bytes, which are never served."""
+    return f"pictures/{sha256[:2]}/{sha256}"
+
+
+def job_prefix(job_id: str) -> str:
+    """Return the prefix of all files of a job."""
+    return f"jobs/{job_id}/"
+
+
+def snapshot_key(job_id: str, attempt: int, step: int) -> str:
+    """Return the key of the picture after `step`."""
+    return f"{job_prefix(job_id)}{attempt}/snapshot-{step:06d}.png"
+
+
+def result_key(job_id: str, attempt: int) -> str:
+    """Return the key of the final picture."""
+    return f"{job_prefix(job_id)}{attempt}/result.png"
+
+
+def rendition_key(key: str, size: int) -> str:
+    """Return the key of a smaller JPEG of the picture at `key`."""
+    return f"renditions/{key}/{size}.jpg"
+
+
+def clean_key(key: str) -> str:
+    """Return the key of the full-size PNG of an upload, without its metadata."""
+    return f"renditions/{key}/full.png"

@@ -1,0 +1,105 @@
+"""What can go wrong, and whose fault it is, which decides retrying and the status.
+
+StyleQueueError
+|- UserError                 what was sent cannot be accepted, now or later
+|  |- InvalidSetting         a job setting is unknown, out of range or contradictory
+|  |- InvalidPicture         an upload is not a picture we can use
+|  |- NotFound               no such job, snapshot or picture
+|  `- Conflict               the job's state does not allow it
+|- MachineError              this machine cannot do it now; another one, or later, may
+|  |- QueueFull              too many jobs wait already
+|  |- DiskFull               the store is below its floor of free space
+|  `- LeaseLost              the job belongs to another attempt by now
+`- OurError                  a defect or a bad set-up of ours
+   |- BadConfiguration       an environment variable is missing or wrong
+   `- NumericalError         a loss or gradient was not finite
+"""
+
+from typing import ClassVar
+
+
+class StyleQueueError(Exception):
+    """Base of all errors that StyleQueue raises on purpose."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    fault: ClassVar[str] = "ours"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class UserError(StyleQueueError):
+    """Raised when what the user sent cannot be accepted."""
+
+    code, status, fault = "invalid_request", 400, "user"
+
+
+class InvalidSetting(UserError):
+    """Raised when a job setting is unknown, out of range or contradicts another."""
+
+    code, status = "invalid_setting", 422
+
+
+class InvalidPicture(UserError):
+    """Raised when an upload is not a picture that can be used."""
+
+    code, status = "invalid_picture", 422
+
+
+class NotFound(UserError):
+    """Raised when there is no such job, snapshot or picture."""
+
+    code, status = "not_found", 404
+
+
+class Conflict(UserError):
+    """Raised when the job's state does not allow the request."""
+
+    code, status = "conflict", 409
+
+
+class MachineError(StyleQueueError):
+    """Raised when this machine cannot do it now, but another or a later try may."""
+
+    code, status, fault = "machine", 503, "machine"
+    retry_after: ClassVar[int] = 30
+
+
+class QueueFull(MachineError):
+    """Raised when STYLEQUEUE_MAX_WAITING jobs wait already."""
+
+    code = "queue_full"
+
+
+class DiskFull(MachineError):
+    """Raised when the store has less free space than its floor."""
+
+    code = "disk_full"
+    retry_after = 300
+
+
+class LeaseLost(MachineError):
+    """Raised in a worker when its job belongs to another attempt by now."""
+
+    code = "lease_lost"
+
+
+class OurError(StyleQueueError):
+    """Raised for a defect or a bad set-up of ours."""
+
+    code = "internal"
+
+
+class BadConfiguration(OurError):
+    """Raised when an environment variable is missing or wrong; names it."""
+
+    code = "bad_configuration"
+
+
+class NumericalError(OurError):
+    """Raised when a loss or a gradient is not finite."""
+
+    code = "not_finite"
