@@ -1,0 +1,164 @@
+"""The tables: jobs, their pictures and snapshots, workers, and the housekeeper's lease.
+
+Times are seconds since 1970 by the database's own clock (see `database.now`), so that
+leases compare alike on SQLite and PostgreSQL whatever the machines' clocks say.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a job in this state never changes again."""
+        return self in TERMINAL
+
+
+TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    type_annotation_map = {dict[str, Any]: JSON}
+
+
+class Job(Base):
+    """One job, from submission to its end."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        # The claim's and the queue's question: who waits, oldest first.
+        Index("jobs_by_turn", "state", "created_at", "id"),
+        # The housekeeper's: whose lease ran out.
+        Index("jobs_by_lease", "state", "lease_until"),
+        Index("jobs_by_content", "content_sha"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    # Grows with every change a client can see: the heart of the ETag.
+    version: Mapped[int] = mapped_column(default=1)
+    settings: Mapped[dict[str, Any]]
+    content_sha: Mapped[str] = mapped_column(ForeignKey("pictures.sha256"))
+
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+    attempt: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None] = mapped_column(String(200))
+    lease_until: Mapped[float | None]
+    requested: Mapped[str | None] = mapped_column(String(16))
+    # Attempts whose worker vanished; hand-backs do not count.
+    losses: Mapped[int] = mapped_column(default=0)
+
+    step: Mapped[int | None]
+    style_loss: Mapped[float | None]
+    content_loss: Mapped[float | None]
+    steps_per_second: Mapped[float | None]
+    eta_seconds: Mapped[float | None]
+
+    stop_reason: Mapped[str | None] = mapped_column(String(32))
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(String(2000))
+    error_fault: Mapped[str | None] = mapped_column(String(16))
+
+    result_key: Mapped[str | None] = mapped_column(String(200))
+    result_width: Mapped[int | None]
+    result_height: Mapped[int | None]
+    result_partial: Mapped[bool | None]
+    # Weights digest, torch build, device, threads: what the picture depends on.
+    made_with: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+    styles: Mapped[list["JobStyle"]] = relationship(
+        order_by="JobStyle.position", cascade="all, delete-orphan"
+    )
+    snapshots: Mapped[list["Snapshot"]] = relationship(
+        order_by="Snapshot.step", cascade="all, delete-orphan"
+    )
+
+
+class JobStyle(Base):
+    """One style picture of a job."""
+
+    __tablename__ = "job_styles"
+    __table_args__ = (Index("job_styles_by_picture", "sha256"),)
+
+    job_id: Mapped[str] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(ForeignKey("pictures.sha256"))
+
+
+class Snapshot(Base):
+    """The picture after one step; its file exists before its row."""
+
+    __tablename__ = "snapshots"
+
+    job_id: Mapped[str] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    step: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(200))
+    style_loss: Mapped[float]
+    content_loss: Mapped[float]
+
+
+class Picture(Base):
+    """An uploaded picture, stored once per SHA-256 of its original bytes."""
+
+    __tablename__ = "pictures"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    media_type: Mapped[str] = mapped_column(String(32))
+    width: Mapped[int]
+    height: Mapped[int]
+    bytes: Mapped[int]
+    # Deleted by the housekeeper an hour after this, unless a job refers to it.
+    used_at: Mapped[float]
+
+
+class Worker(Base):
+    """A worker as it last described itself."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    host: Mapped[str] = mapped_column(String(200))
+    device: Mapped[str] = mapped_column(String(200))
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    started_at: Mapped[float]
+    seen_at: Mapped[float]
+
+
+class Lease(Base):
+    """A right that one process at a time holds, such as housekeeping."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(200))
+    until: Mapped[float]
+
+
+class Trash(Base):
+    """Files of deleted jobs, which the housekeeper removes from the store."""
+
+    __tablename__ = "trash"
+
+    prefix: Mapped[str] = mapped_column(String(200), primary_key=True)

@@ -1,0 +1,166 @@
+"""What is read about jobs and workers; each function is one transaction."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, Select, bindparam, func, select, tuple_
+
+from stylequeue_shared.database import Database, now
+from stylequeue_shared.errors import NotFound
+from stylequeue_shared.models import Job, JobState, JobStyle, Snapshot, Worker
+
+# Workers beat every 5 s; one that was silent for longer than this is not shown.
+SEEN_SECONDS = 60.0
+
+_job_table, _snapshot_table = Job.__table__, Snapshot.__table__
+_jobs = select(_job_table)
+_snapshots = select(_snapshot_table).order_by(Snapshot.job_id, Snapshot.step)
+# Built once: what thousands poll should not compose its statement each time.
+_this_job = _job_table.c.id == bindparam("job_id")
+_version = select(_job_table.c.version, _job_table.c.state).where(_this_job)
+_job = select(_job_table).where(_this_job)
+_job_snapshots = (
+    select(_snapshot_table)
+    .where(_snapshot_table.c.job_id == bindparam("job_id"))
+    .order_by(_snapshot_table.c.step)
+)
+
+
+def version(database: Database, job_id: str) -> tuple[int, str]:
+    """Return a job's version, which grows with each change, and its state.
+
+    Raises NotFound.
+    """
+    row = database.first(_version, job_id=job_id)
+    if row is None:
+        raise _no_job(job_id)
+    number, state = row
+    return number, state
+
+
+def job(database: Database, job_id: str) -> tuple[Row[Any], Sequence[Row[Any]]]:
+    """Return a job's row and its snapshots by step. Raises NotFound."""
+    asked = {"job_id": job_id}
+    with database.poll() as connection:
+        # First the job: a snapshot newer than its row only makes the next poll differ.
+        row = connection.execute(_job, asked).one_or_none()
+        if row is None:
+            raise _no_job(job_id)
+        found = connection.execute(_job_snapshots, asked).all()
+    return row, found
+
+
+def page(
+    database: Database,
+    *,
+    state: str | None,
+    limit: int,
+    before: tuple[float, str] | None,
+) -> list[tuple[Row[Any], list[Row[Any]]]]:
+    """Return at most `limit` jobs with their snapshots, newest first.
+
+    `before` is the (created_at, id) of the last job of the page before.
+    """
+    wanted = _jobs.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
+    if state is not None:
+        wanted = wanted.where(Job.state == state)
+    if before is not None:
+        wanted = wanted.where(tuple_(Job.created_at, Job.id) < before)
+    with database.read() as connection:
+        rows = connection.execute(wanted).all()
+        ids = [row.id for row in rows]
+        found = connection.execute(_snapshots.where(Snapshot.job_id.in_(ids))).all()
+    by_job: dict[str, list[Row[Any]]] = {job_id: [] for job_id in ids}
+    for snapshot in found:
+        by_job[snapshot.job_id].append(snapshot)
+    return [(row, by_job[row.id]) for row in rows]
+
+
+def waiting(database: Database) -> list[str]:
+    """Return the ids of all waiting jobs; the first is next."""
+    turns = (
+        select(Job.id)
+        .where(Job.state == JobState.QUEUED)
+        .order_by(Job.created_at, Job.id)
+    )
+    with database.read() as connection:
+        return list(connection.scalars(turns))
+
+
+def style_count(database: Database, job_id: str) -> int:
+    """Return how many style pictures a job has."""
+    with database.read() as connection:
+        count = connection.scalar(select(func.count()).where(JobStyle.job_id == job_id))
+    return count or 0
+
+
+def content_sha(database: Database, job_id: str) -> str:
+    """Return the SHA-256 of a job's content picture. Raises NotFound."""
+    wanted = select(Job.content_sha).where(Job.id == job_id)
+    return _one(database, wanted, f"There is no job {job_id[:36]}.")
+
+
+def style_sha(database: Database, job_id: str, number: int) -> str:
+    """Return the SHA-256 of a job's style picture. Raises NotFound."""
+    wanted = select(JobStyle.sha256).where(
+        JobStyle.job_id == job_id, JobStyle.position == number
+    )
+    return _one(
+        database, wanted, f"There is no style picture {number} of job {job_id[:36]}."
+    )
+
+
+def result_key(database: Database, job_id: str) -> str:
+    """Return where the result of a job is stored. Raises NotFound."""
+    wanted = select(Job.result_key).where(Job.id == job_id)
+    return _one(
+        database, wanted, f"Job {job_id[:36]} has no result, or there is no such job."
+    )
+
+
+def snapshot_key(database: Database, job_id: str, step: int) -> str:
+    """Return where the snapshot after a step is stored. Raises NotFound."""
+    wanted = select(Snapshot.key).where(
+        Snapshot.job_id == job_id, Snapshot.step == step
+    )
+    return _one(
+        database, wanted, f"There is no snapshot of step {step} of job {job_id[:36]}."
+    )
+
+
+def workers(database: Database) -> Sequence[Row[Any]]:
+    """Return the workers seen lately, with the `job` each runs and its speed."""
+    wanted = (
+        select(Worker.__table__, Job.id.label("job"), Job.steps_per_second)
+        .outerjoin(Job, (Job.worker == Worker.name) & (Job.state == JobState.RUNNING))
+        .where(Worker.seen_at > now() - SEEN_SECONDS)
+        .order_by(Worker.name)
+    )
+    with database.read() as connection:
+        return connection.execute(wanted).all()
+
+
+def counts(database: Database) -> dict[str, int]:
+    """Return how many jobs are in each state that any job is in."""
+    by_state = select(Job.state, func.count()).group_by(Job.state)
+    with database.read() as connection:
+        return {row[0]: row[1] for row in connection.execute(by_state)}
+
+
+def oldest_waiting_seconds(database: Database) -> float:
+    """Return the age of the oldest waiting job, 0 when none waits."""
+    age = select(now() - func.min(Job.created_at)).where(Job.state == JobState.QUEUED)
+    with database.read() as connection:
+        return max(0.0, connection.scalar(age) or 0.0)
+
+
+def _one(database: Database, wanted: Select[Any], missing: str) -> str:
+    with database.read() as connection:
+        found: str | None = connection.scalar(wanted)
+    if found is None:
+        raise NotFound(missing)
+    return found
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"There is no job {job_id[:36]}.")

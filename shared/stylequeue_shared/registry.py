@@ -1,0 +1,48 @@
+"""The workers as they last described themselves."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete
+from sqlalchemy.dialects import postgresql, sqlite
+
+from stylequeue_shared.database import Database, now
+from stylequeue_shared.models import Worker
+
+# Rows of workers that were killed go after this.
+FORGOTTEN_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One worker: its unique name and what it runs on."""
+
+    name: str
+    host: str
+    device: str
+    memory_bytes: int | None
+
+
+def beat(database: Database, worker: Identity) -> None:
+    """Record that the worker is alive now."""
+    with database.write() as connection:
+        postgres = connection.dialect.name == "postgresql"
+        dialect: Any = postgresql if postgres else sqlite
+        row = dialect.insert(Worker).values(
+            **vars(worker), started_at=now(), seen_at=now()
+        )
+        connection.execute(
+            row.on_conflict_do_update(
+                index_elements=[Worker.name], set_={"seen_at": now()}
+            )
+        )
+
+
+def leave(database: Database, name: str) -> None:
+    """Remove a worker that ended, and those that were killed long ago."""
+    with database.write() as connection:
+        connection.execute(
+            delete(Worker).where(
+                (Worker.name == name) | (Worker.seen_at < now() - FORGOTTEN_SECONDS)
+            )
+        )
