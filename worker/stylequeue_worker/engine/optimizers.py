@@ -1,0 +1,152 @@
+"""How a picture moves, given the gradient at it; it stays within 0..1."""
+
+from collections import deque
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stylequeue_shared.job_settings import JobSettings
+
+# A rule of the settings, never of free memory: a job must give the same picture on a
+# machine that has more of it.
+HISTORY = 100
+HISTORY_BYTES = 2**30
+HISTORY_AT_LEAST = 5
+BYTES_PER_PAIR_AND_PIXEL = 24  # two float32 pictures of three channels
+
+# How long a step may be: the root mean square of it, in units of the picture, whose
+# values are 0..1. Measured; twice as much or half of it is about as fast.
+FIRST_RADIUS = 0.01
+LARGEST_RADIUS = 0.05
+GROWTH, SHRINKAGE = 1.5, 0.25
+
+ADAM_RATE = 0.03
+ADAM_BETAS = (0.9, 0.99)
+
+
+class Optimizer(Protocol):
+    """Moves a picture; holds what it remembers of earlier steps."""
+
+    def step(self, picture: Tensor, gradient: Tensor, loss: float) -> Tensor:
+        """Return the next picture, a new tensor in 0..1."""
+        ...
+
+
+class LBFGS:
+    """L-BFGS within the bounds 0..1, with a trust region in place of a line search.
+
+    After Nocedal, Wright: Numerical Optimization, 7.4 (the two loops), 4.1 (trust
+    region) and 16.7 (gradient projection). A line search spends evaluations, which
+    are what a step costs. Here each step is taken whole, no longer than a radius. If
+    the loss has grown, the next step goes out from the best picture again, with a
+    smaller radius; what was learnt of the curvature is kept.
+
+    A value that lies on its bound and is pushed outwards takes no part in a step:
+    what the clamp took off a direction that relied on it made the loss bounce.
+
+    A pair (s, y) holds the move as it was before the clamp. The move after it is the
+    true one, but was measured to converge a little more slowly.
+    """
+
+    def __init__(self, history: int) -> None:
+        self.pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=history)
+        self.last: tuple[Tensor, Tensor] | None = None
+        self.best: tuple[Tensor, Tensor, float] | None = None
+        # A tensor, since reading a number from a device would have to wait for it.
+        self.radius = torch.tensor(FIRST_RADIUS)
+
+    def step(self, picture: Tensor, gradient: Tensor, loss: float) -> Tensor:
+        """Return the next picture, a new tensor in 0..1."""
+        values, gradient = picture.reshape(-1), gradient.reshape(-1)
+        if self.last is not None:
+            move, earlier = self.last
+            self._remember(move, gradient - earlier)
+        values, gradient = self._judged(values, gradient, loss)
+        fixed = torch.where(gradient > 0, values <= 0, values >= 1)
+        move = self._direction(gradient.masked_fill(fixed, 0)).masked_fill(fixed, 0)
+        # A move of length 0 stays what it is.
+        scale = (self.radius / rms(move)).nan_to_num(nan=0, posinf=0)
+        # While nothing is known of the curvature, a move has no length of its own.
+        move = move * (scale.clamp(max=1) if self.pairs else scale)
+        self.last = (move, gradient)
+        return (values + move).clamp_(0, 1).view(picture.shape)
+
+    def _judged(
+        self, values: Tensor, gradient: Tensor, loss: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the values to go on from, and the gradient there; set the radius."""
+        if self.best is None:
+            self.best = (values, gradient, loss)
+        elif loss > self.best[2]:
+            assert self.last is not None
+            self.radius = SHRINKAGE * rms(self.last[0])
+        else:
+            self.best = (values, gradient, loss)
+            self.radius = (GROWTH * self.radius).clamp(max=LARGEST_RADIUS)
+        return self.best[:2]
+
+    def _remember(self, s: Tensor, y: Tensor) -> None:
+        curvature = y.dot(s)
+        # Without curvature the inverse Hessian would not stay positive definite.
+        # Note: reading it is a device sync.
+        if curvature > 1e-10 * s.norm() * y.norm():
+            self.pairs.append((s, y, curvature.reciprocal()))
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        """Return minus inverse Hessian times gradient, by the two-loop recursion."""
+        q = -gradient
+        if not self.pairs:
+            return q
+        alphas = []
+        for s, y, rho in reversed(self.pairs):
+            alpha = rho * s.dot(q)
+            q = q - alpha * y
+            alphas.append(alpha)
+        _, y, rho = self.pairs[-1]
+        q = q / (rho * y.dot(y))
+        for (s, y, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
+            q = q + (alpha - rho * y.dot(q)) * s
+        return q
+
+
+class Adam:
+    """Adam (Kingma, Ba 2015): slower than L-BFGS, with a tenth of its memory."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None
+        self.square: Tensor | None = None
+
+    def step(self, picture: Tensor, gradient: Tensor, loss: float) -> Tensor:
+        """Return the next picture, a new tensor in 0..1; the loss does not matter."""
+        if self.mean is None or self.square is None:
+            self.mean = torch.zeros_like(gradient)
+            self.square = torch.zeros_like(gradient)
+        self.count += 1
+        slow, slower = ADAM_BETAS
+        self.mean.lerp_(gradient, 1 - slow)
+        self.square.lerp_(gradient.square(), 1 - slower)
+        mean = self.mean / (1 - slow**self.count)
+        spread = (self.square / (1 - slower**self.count)).sqrt()
+        # No epsilon: gradients may be tiny all over. Where both are 0, nothing moves.
+        move = (mean / spread).nan_to_num_(nan=0.0)
+        return (picture - ADAM_RATE * move).clamp_(0, 1)
+
+
+def build_optimizer(settings: JobSettings, pixels: int) -> Optimizer:
+    """Return the optimiser that the settings ask for."""
+    if settings.optimizer == "adam":
+        return Adam()
+    return LBFGS(history_length(pixels))
+
+
+def rms(move: Tensor) -> Tensor:
+    """Return the root mean square: by how much a move changes a value."""
+    return move.square().mean().sqrt()
+
+
+def history_length(pixels: int) -> int:
+    """Return how many pairs are kept for a picture of so many pixels."""
+    affordable = HISTORY_BYTES // (BYTES_PER_PAIR_AND_PIXEL * pixels)
+    return max(HISTORY_AT_LEAST, min(HISTORY, affordable))

@@ -1,0 +1,118 @@
+"""Between Pillow's pictures (8-bit sRGB) and the engine's tensors (0..1)."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from stylequeue_shared.errors import InvalidPicture
+from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.sizes import fit
+
+# Of gamma-coded RGB, as in Y'CbCr (ITU-R BT.709).
+LUMA = (0.2126, 0.7152, 0.0722)
+
+
+def content_tensor(image: Image.Image, settings: JobSettings) -> Tensor:
+    """Return the content (1, 3, H, W) in 0..1, H and W being the result's size."""
+    return _for_the_network(image, settings.image_size, settings, "content")
+
+
+def style_tensor(
+    image: Image.Image, settings: JobSettings, result_size: tuple[int, int]
+) -> Tensor:
+    """Return a style (1, 3, H, W) in 0..1, its longer side `style_size`.
+
+    Without `style_size` the longer side is that of the result, whose two sides are
+    given in either order.
+    """
+    longer = settings.style_size or max(result_size)
+    return _for_the_network(image, longer, settings, "style")
+
+
+def finish(image: Tensor, content: Image.Image, settings: JobSettings) -> Image.Image:
+    """Return the picture of a step as 8-bit RGB, with the colours that were asked."""
+    painted = image.detach().to("cpu", torch.float32)[0]
+    if settings.preserve_colors == "luminance":
+        height, width = painted.shape[-2:]
+        original = content.resize((width, height), Image.Resampling.LANCZOS)
+        painted = with_colours_of(painted, to_tensor(original)[0])
+    pixels = painted.clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGB")
+
+
+def with_colours_of(painted: Tensor, content: Tensor) -> Tensor:
+    """Return the content's colour differences at the painting's luma (3, H, W).
+
+    "Luminance-only transfer" of Gatys et al., Preserving Color in Neural Artistic
+    Style Transfer (2016). Colours that do not exist at the new luma lose saturation
+    rather than being clipped, which would change the luma; grey stays grey.
+    """
+    weights = torch.tensor(LUMA).view(3, 1, 1)
+    luma = (painted * weights).sum(0, keepdim=True)
+    # A grey pixel's differences must be exact zeros, which r - (ar + br + cr) is not.
+    grey = (content[:1] == content[1:2]) & (content[1:2] == content[2:])
+    differences = content - (content * weights).sum(0, keepdim=True)
+    differences = differences.masked_fill(grey, 0)
+    room = torch.where(differences > 0, 1 - luma, luma)
+    saturation = (room / differences.abs().clamp_min(1e-6)).amin(0, keepdim=True)
+    return luma + saturation.clamp(0, 1) * differences
+
+
+def encode_png(image: Image.Image, text: Mapping[str, str]) -> bytes:
+    """Return a PNG with `text` in its text chunks and no other metadata."""
+    chunks = PngInfo()
+    for keyword, value in text.items():
+        chunks.add_itxt(keyword, value)
+    buffer = io.BytesIO()
+    _bare(image).save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def encode_preview(image: Image.Image, size: int) -> bytes:
+    """Return a JPEG of at most `size` pixels on the longer side."""
+    preview = image if max(image.size) <= size else resized(image, size)
+    buffer = io.BytesIO()
+    _bare(preview).save(buffer, "JPEG", quality=88, optimize=True)
+    return buffer.getvalue()
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB picture as float32 (1, 3, H, W) in 0..1."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
+    return pixels.permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def resized(image: Image.Image, longer: int) -> Image.Image:
+    """Return the picture with its longer side as given, the aspect ratio kept."""
+    size = fit(image.size, longer)
+    return image if size == image.size else image.resize(size, _FILTER)
+
+
+_FILTER = Image.Resampling.LANCZOS
+
+
+def _for_the_network(
+    image: Image.Image, longer: int, settings: JobSettings, field: str
+) -> Tensor:
+    size = fit(image.size, longer)
+    if min(size) < settings.minimum_side:
+        raise InvalidPicture(
+            f"{field}: at {size[0]} x {size[1]} pixels nothing is left of it at "
+            f"{settings.layers[-1]}; the shorter side must be at least "
+            f"{settings.minimum_side}",
+            field=field,
+        )
+    return to_tensor(resized(image.convert("RGB"), longer))
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Return a copy without what Pillow would write by itself (ICC, EXIF, XMP)."""
+    bare = image.convert("RGB").copy()
+    bare.info.clear()
+    bare.getexif().clear()
+    return bare
