@@ -1,0 +1,486 @@
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from sqlalchemy import select, update
+
+from stylequeue_shared import jobs
+from stylequeue_shared.artefacts import rendition_key
+from stylequeue_shared.database import Database, now
+from stylequeue_shared.errors import DiskFull, NumericalError
+from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.models import Base, Job, Snapshot
+from stylequeue_shared.settings import Settings
+from stylequeue_shared.store import Store
+from stylequeue_worker import runner as runner_module
+from stylequeue_worker.draining import Draining
+from stylequeue_worker.engine.transfer import Step
+from stylequeue_worker.runner import Runner
+from tests.shared.outages import Flaky
+from tests.worker.submitting import submit, submit_bytes
+
+LEASE = 2.0
+
+
+class Fake:
+    """An engine that paints grey, and does as it is told at chosen steps."""
+
+    made_with: Mapping[str, Any] = {"stylequeue": "1.2", "weights": "abc", "threads": 2}
+
+    def __init__(self) -> None:
+        self.at: dict[int, Callable[[], object]] = {}
+        self.step_seconds = 0.0
+        self.painted: list[int] = []
+        self.recovered = 0
+
+    def paint(
+        self,
+        content: Image.Image,
+        styles: Sequence[Image.Image],
+        settings: JobSettings,
+    ) -> Iterator[Step]:
+        for number in range(1, settings.steps + 1):
+            self.at.get(number, lambda: None)()
+            time.sleep(self.step_seconds)
+            self.painted.append(number)
+            picture = torch.full((1, 3, 48, 64), 0.5)
+            yield Step(number, 10.0 / number, 1.0 / number, picture)
+
+    def recover(self) -> None:
+        self.recovered += 1
+
+
+class Refusing(Store):
+    """A real store that refuses some writes."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.refuses: Callable[[str], bool] = lambda key: False
+        self.pause = 0.0
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        time.sleep(self.pause)
+        if self.refuses(key):
+            raise DiskFull("there is no room left for pictures")
+        super().put(key, data)
+
+
+class Bench:
+    """A runner on real SQLite and a real folder, with the fake engine."""
+
+    def __init__(self, home: Path) -> None:
+        self.database = Flaky(f"sqlite:///{home / 'test.db'}")
+        Base.metadata.create_all(self.database.engine)
+        self.store = Refusing(home / "store")
+        self.engine = Fake()
+        self.draining = Draining()
+        self.runner = Runner(
+            Settings(home=home, lease_seconds=LEASE),
+            self.database,
+            self.store,
+            self.engine,
+            "the-worker",
+            self.draining,
+        )
+
+    def submit(self, **settings: Any) -> str:
+        return submit(self.database, self.store, **settings)
+
+    def row(self, job_id: str) -> Any:
+        with self.database.read() as connection:
+            return connection.execute(
+                select(Job.__table__).where(Job.id == job_id)
+            ).one()
+
+    def snapshots(self, job_id: str) -> list[Any]:
+        with self.database.read() as connection:
+            return list(
+                connection.execute(
+                    select(Snapshot.__table__)
+                    .where(Snapshot.job_id == job_id)
+                    .order_by(Snapshot.step)
+                )
+            )
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.database.close()
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "STORE_PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(runner_module, "LAND_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(runner_module, "DRAIN_SECONDS", 0.3)
+
+
+def test_nothing_waiting_is_nothing_done(bench: Bench) -> None:
+    assert not bench.runner.run_next()
+
+
+def test_a_job_runs_to_its_picture(bench: Bench) -> None:
+    job = bench.submit(steps=5, snapshot_every=2)
+    assert bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.stop_reason, row.step) == ("succeeded", "completed", 5)
+    assert (row.style_loss, row.content_loss, row.eta_seconds) == (2.0, 0.2, 0.0)
+    assert row.steps_per_second > 0
+    assert (row.result_width, row.result_height) == (64, 48)
+    assert row.made_with == bench.engine.made_with
+    assert [shot.step for shot in bench.snapshots(job)] == [2, 4]
+    for key in (row.result_key, *(shot.key for shot in bench.snapshots(job))):
+        picture = Image.open(io.BytesIO(bench.store.get(key)))
+        assert (picture.format, picture.size) == ("PNG", (64, 48))
+        preview = Image.open(io.BytesIO(bench.store.get(rendition_key(key, 512))))
+        assert preview.format == "JPEG"
+
+
+def test_the_picture_says_how_it_was_made(bench: Bench) -> None:
+    job = bench.submit(seed=11)
+    bench.runner.run_next()
+    png = Image.open(io.BytesIO(bench.store.get(bench.row(job).result_key)))
+    text = {str(name): str(value) for name, value in png.info.items()}
+    assert json.loads(text["settings"]) == bench.row(job).settings
+    assert text["seed"] == "11"
+    assert text["weights"] == "abc"
+    assert text["Software"] == "StyleQueue 1.2"
+
+
+def test_the_last_snapshot_is_the_result_and_no_second_file(bench: Bench) -> None:
+    job = bench.submit(steps=4, snapshot_every=2)
+    bench.runner.run_next()
+    assert [shot.step for shot in bench.snapshots(job)] == [2, 4]
+    assert bench.snapshots(job)[-1].key == bench.row(job).result_key
+    files = [key for key in bench.store.keys(f"jobs/{job}/") if key.endswith(".png")]
+    assert len(files) == 2
+
+
+def test_a_file_is_there_before_a_row_names_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    add_snapshot = jobs.add_snapshot
+
+    def look(db: Database, held: jobs.Claim, key: str, progress: jobs.Progress) -> None:
+        seen.append(bench.store.exists(key))
+        seen.append(bench.store.exists(rendition_key(key, 512)))
+        add_snapshot(db, held, key, progress)
+
+    monkeypatch.setattr(jobs, "add_snapshot", look)
+    bench.submit(steps=5, snapshot_every=2)
+    bench.runner.run_next()
+    assert seen == [True] * 4
+
+
+def test_progress_is_written_while_it_runs(bench: Bench) -> None:
+    job = bench.submit(steps=40, snapshot_every=40)
+    bench.engine.step_seconds = 0.05
+    seen = []
+    bench.engine.at[30] = lambda: seen.append(bench.row(job))
+    bench.runner.run_next()
+    # Written a quarter of a second after step 24, at the latest.
+    assert 15 <= seen[0].step <= 29
+    assert seen[0].steps_per_second == pytest.approx(20, rel=0.5)
+    assert seen[0].eta_seconds == pytest.approx(
+        (40 - seen[0].step) / seen[0].steps_per_second
+    )
+    # The claim, the description, the end, and four times a second.
+    assert bench.row(job).version <= 5 + 4 * 2.5
+
+
+def test_pauses_for_saving_do_not_count_as_optimisation(bench: Bench) -> None:
+    job = bench.submit(steps=6, snapshot_every=1)
+    bench.engine.step_seconds = 0.02
+    bench.store.pause = 0.1
+    bench.runner.run_next()
+    assert bench.row(job).steps_per_second == pytest.approx(50, rel=0.4)
+
+
+def test_a_request_to_cancel_is_seen_within_a_second(bench: Bench) -> None:
+    job = bench.submit(steps=1000, snapshot_every=1000)
+    bench.engine.step_seconds = 0.02
+    bench.engine.at[5] = lambda: jobs.request_cancel(bench.database, job)
+    begun = time.monotonic()
+    bench.runner.run_next()
+    assert bench.row(job).state == "cancelled"
+    assert time.monotonic() - begun < 5
+    assert len(bench.engine.painted) < 200
+
+
+def test_a_request_is_heard_during_a_long_step(bench: Bench) -> None:
+    job = bench.submit(steps=3, snapshot_every=3)
+    bench.engine.at[1] = lambda: jobs.request_cancel(bench.database, job)
+    bench.engine.step_seconds = 1.5
+    bench.runner.run_next()
+    assert bench.row(job).state == "cancelled"
+    assert bench.engine.painted == [1]
+
+
+def test_a_worker_that_shuts_down_hands_its_job_back(bench: Bench) -> None:
+    job = bench.submit(steps=100, snapshot_every=100)
+    bench.engine.at[3] = bench.draining.start
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.worker, row.attempt) == ("queued", None, 1)
+    assert bench.engine.painted == [1, 2, 3]
+    assert not bench.runner.run_next()
+    assert bench.row(job).state == "queued"
+
+
+def test_a_step_longer_than_the_lease_does_not_lose_it(bench: Bench) -> None:
+    job = bench.submit(steps=2, snapshot_every=2)
+    lost: list[str] = []
+
+    def take_long() -> None:
+        for _ in range(8):
+            time.sleep(LEASE / 4)
+            lost.extend(jobs.return_lost(bench.database))
+
+    bench.engine.at[1] = take_long
+    bench.runner.run_next()
+    assert lost == []
+    assert bench.row(job).state == "succeeded"
+
+
+def give_away(bench: Bench, job: str) -> None:
+    """Do as the housekeeper does after a lease ran out, and claim it elsewhere."""
+    with bench.database.write() as connection:
+        connection.execute(
+            update(Job).where(Job.id == job).values(lease_until=now() - 1)
+        )
+        connection.execute(
+            update(Job)
+            .where(Job.id == job)
+            .values(attempt=2, worker="another", lease_until=now() + 60)
+        )
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "shots"),
+    [
+        pytest.param(100, 100, [], id="renewing"),
+        pytest.param(100, 2, [2], id="saving a snapshot"),
+        pytest.param(4, 4, [], id="ending the job"),
+    ],
+)
+def test_a_worker_that_lost_its_lease_writes_nothing_more(
+    bench: Bench, steps: int, every: int, shots: list[int]
+) -> None:
+    """However it comes to learn of it."""
+    job = bench.submit(steps=steps, snapshot_every=every)
+    before = []
+    bench.engine.step_seconds = 0.05
+
+    def lose() -> None:
+        give_away(bench, job)
+        before.append(bench.row(job))
+
+    bench.engine.at[3] = lose
+    assert bench.runner.run_next()
+    assert bench.row(job) == before[0]
+    assert bench.row(job).worker == "another"
+    assert [shot.step for shot in bench.snapshots(job)] == shots
+    assert len(bench.engine.painted) < 50
+
+
+def test_a_cancelled_job_is_not_put_back_by_a_worker_that_shuts_down(
+    bench: Bench,
+) -> None:
+    job = bench.submit(steps=100, snapshot_every=100)
+
+    def both() -> None:
+        jobs.request_cancel(bench.database, job)
+        bench.draining.start()
+
+    bench.engine.at[3] = both
+    bench.runner.run_next()
+    assert bench.row(job).state == "cancelled"
+
+
+def test_an_unforeseen_error_tells_nothing_of_the_inside(bench: Bench) -> None:
+    def break_down() -> None:
+        raise KeyError("/secret/folder redis://:hunter2@host")
+
+    first, second = bench.submit(), bench.submit()
+    bench.engine.at[2] = break_down
+    assert bench.runner.run_next()
+    row = bench.row(first)
+    assert (row.state, row.error_code, row.error_fault) == (
+        "failed",
+        "internal",
+        "ours",
+    )
+    assert "secret" not in row.error_message
+    assert "hunter2" not in row.error_message
+    assert bench.engine.recovered == 1
+    # And the next job is served as if nothing had been.
+    bench.engine.at.clear()
+    assert bench.runner.run_next()
+    assert bench.row(second).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_too_little_memory_is_the_machines_fault(
+    bench: Bench, error: Exception
+) -> None:
+    def exhaust() -> None:
+        raise error
+
+    job = bench.submit()
+    bench.engine.at[1] = exhaust
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.error_fault) == ("failed", "machine")
+    assert "ran out of memory; a smaller image_size" in row.error_message
+
+
+def test_an_error_of_ours_is_told_as_it_is(bench: Bench) -> None:
+    def explode() -> None:
+        raise NumericalError("step 2: the style loss is not finite (nan)")
+
+    job = bench.submit()
+    bench.engine.at[2] = explode
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.error_code, row.error_fault) == ("not_finite", "ours")
+    assert row.error_message == "step 2: the style loss is not finite (nan)"
+
+
+def test_a_picture_that_is_none_is_the_users_fault(bench: Bench) -> None:
+    job = submit_bytes(bench.database, bench.store, b"no picture", b"none either")
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.error_code, row.error_fault) == ("invalid_picture", "user")
+
+
+def test_a_missing_picture_is_not_the_users_fault(bench: Bench) -> None:
+    job = bench.submit()
+    bench.store.delete_prefix("pictures/")
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.error_fault) == ("failed", "machine")
+    assert "pictures/" not in row.error_message
+
+
+def test_an_outage_of_the_database_does_not_stop_the_optimisation(
+    bench: Bench,
+) -> None:
+    job = bench.submit(steps=30, snapshot_every=10)
+    bench.engine.step_seconds = 0.05
+
+    def set_down(down: bool) -> Callable[[], None]:
+        return lambda: setattr(bench.database, "down", down)
+
+    bench.engine.at = {5: set_down(True), 15: set_down(False)}
+    bench.runner.run_next()
+    assert bench.row(job).state == "succeeded"
+    assert bench.engine.painted == list(range(1, 31))
+    # The snapshot that fell into it was dropped.
+    assert [shot.step for shot in bench.snapshots(job)] == [20, 30]
+
+
+def test_the_end_of_a_job_is_written_however_long_it_takes(bench: Bench) -> None:
+    job = bench.submit(steps=4, snapshot_every=4)
+
+    def come_back() -> None:
+        bench.database.down = False
+
+    timer = threading.Timer(1.5, come_back)
+
+    def go_away() -> None:
+        bench.database.down = True
+        timer.start()
+
+    bench.engine.at[4] = go_away
+    bench.runner.run_next()
+    timer.join()
+    assert bench.row(job).state == "succeeded"
+
+
+def test_a_worker_shuts_down_though_the_database_is_away(bench: Bench) -> None:
+    job = bench.submit(steps=100, snapshot_every=100)
+
+    def end_of_the_world() -> None:
+        bench.database.down = True
+        bench.draining.start()
+
+    bench.engine.at[3] = end_of_the_world
+    begun = time.monotonic()
+    assert bench.runner.run_next()
+    assert time.monotonic() - begun < 5
+    # Left to its lease: the housekeeper brings it back.
+    assert bench.row(job).state == "running"
+
+
+def test_a_database_that_is_away_leaves_the_worker_alive(bench: Bench) -> None:
+    bench.submit()
+    bench.database.down = True
+    assert not bench.runner.run_next()
+    bench.database.down = False
+    assert bench.runner.run_next()
+
+
+def test_a_snapshot_that_cannot_be_stored_is_dropped(bench: Bench) -> None:
+    job = bench.submit(steps=5, snapshot_every=2)
+    bench.store.refuses = lambda key: "snapshot" in key
+    bench.runner.run_next()
+    assert bench.row(job).state == "succeeded"
+    assert bench.snapshots(job) == []
+
+
+def test_a_result_that_cannot_be_stored_fails_the_job(bench: Bench) -> None:
+    job = bench.submit()
+    bench.store.refuses = lambda key: "result" in key
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.error_code, row.error_fault) == (
+        "failed",
+        "disk_full",
+        "machine",
+    )
+    assert row.result_key is None
+
+
+def test_a_result_is_stored_at_the_second_try(bench: Bench) -> None:
+    job = bench.submit()
+    refusals = iter([True])
+    bench.store.refuses = lambda key: "result" in key and next(refusals, False)
+    bench.runner.run_next()
+    assert bench.row(job).state == "succeeded"
+
+
+def test_a_returned_job_starts_anew_under_its_next_attempt(bench: Bench) -> None:
+    job = bench.submit(steps=6, snapshot_every=2)
+    bench.engine.at[3] = bench.draining.start
+    bench.runner.run_next()
+    bench.draining = Draining()
+    other = Runner(
+        Settings(lease_seconds=LEASE),
+        bench.database,
+        bench.store,
+        Fake(),
+        "another",
+        bench.draining,
+    )
+    assert other.run_next()
+    row = bench.row(job)
+    assert (row.state, row.attempt) == ("succeeded", 2)
+    assert [shot.step for shot in bench.snapshots(job)] == [2, 4, 6]
+    assert all(f"/{job}/2/" in shot.key for shot in bench.snapshots(job))

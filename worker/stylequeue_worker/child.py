@@ -1,0 +1,64 @@
+"""The process that runs jobs: the only one that imports torch or touches CUDA."""
+
+import os
+import socket
+import threading
+import time
+
+import structlog
+
+from stylequeue_shared import registry
+from stylequeue_shared.database import OUTAGE, Database
+from stylequeue_shared.settings import Settings
+from stylequeue_shared.store import open_store
+from stylequeue_worker.draining import Draining
+
+BEAT_SECONDS = 5.0
+PARENT_SECONDS = 1.0
+
+log = structlog.get_logger()
+
+
+class Child:
+    """Everything that outlives one job: connections, the engine, the heartbeat."""
+
+    def __init__(self, settings: Settings, name: str, draining: Draining) -> None:
+        # Here and not above: the main process imports this module, and must not
+        # import torch.
+        from stylequeue_worker.runner import Runner
+        from stylequeue_worker.studio import Studio
+
+        self._parent = os.getppid()
+        self._database = Database(settings.database_url)
+        store = open_store(settings.store_url)
+        studio = Studio(settings)
+        self._runner = Runner(settings, self._database, store, studio, name, draining)
+        self._identity = registry.Identity(
+            name, socket.gethostname(), studio.device_name, studio.memory_bytes
+        )
+        for watch in (self._beat, self._end_with_parent):
+            threading.Thread(target=watch, daemon=True).start()
+        log.info("worker_ready", worker=name, device=studio.device_name)
+
+    def run_next(self) -> None:
+        """Run the job whose turn it is, if any waits."""
+        self._runner.run_next()
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                registry.beat(self._database, self._identity)
+            except OUTAGE as error:
+                log.warning("heartbeat_not_written", error=str(error))
+            time.sleep(BEAT_SECONDS)
+
+    def _end_with_parent(self) -> None:
+        """End this process when Celery's main process was killed.
+
+        Nobody would send it another job, and it would keep its GPU for ever. Celery
+        has Linux do this at once; other systems need it. The lease brings the job back.
+        """
+        while os.getppid() == self._parent:
+            time.sleep(PARENT_SECONDS)
+        log.error("main_process_gone")
+        os._exit(1)

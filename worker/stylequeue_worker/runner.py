@@ -1,0 +1,361 @@
+"""Runs one attempt of a job, from the claim to its end."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import structlog
+import torch
+from PIL import Image
+
+from stylequeue_shared import images, jobs
+from stylequeue_shared.artefacts import (
+    PREVIEW_SIZE,
+    original_key,
+    rendition_key,
+    result_key,
+    snapshot_key,
+)
+from stylequeue_shared.database import OUTAGE, Database
+from stylequeue_shared.errors import (
+    LeaseLost,
+    MachineError,
+    NotFound,
+    OurError,
+    StyleQueueError,
+)
+from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.settings import Settings
+from stylequeue_shared.store import Store
+from stylequeue_worker import pictures
+from stylequeue_worker.draining import Draining
+from stylequeue_worker.engine.transfer import Step
+from stylequeue_worker.lease import Lease
+
+# Pauses between attempts to store a result: a minute in all, then the job fails.
+STORE_PAUSES = (0.5, 1, 2, 4, 8, 15, 30)
+LAND_PAUSE_SECONDS = 5.0
+# A worker that shuts down tries this long to say how its job ended.
+DRAIN_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+End = Callable[[Database, jobs.Claim], None]
+
+
+class Painter(Protocol):
+    """What the runner needs of the engine; tests give it a small one."""
+
+    made_with: Mapping[str, Any]
+
+    def paint(
+        self,
+        content: Image.Image,
+        styles: Sequence[Image.Image],
+        settings: JobSettings,
+    ) -> Iterator[Step]:
+        """Yield a step after each update of the picture."""
+
+    def recover(self) -> None:
+        """Let go of what a failed job may have left behind."""
+
+
+class Runner:
+    """Claims jobs and runs them, one at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: Store,
+        painter: Painter,
+        name: str,
+        draining: Draining,
+    ) -> None:
+        self._lease_seconds = settings.lease_seconds
+        self._database = database
+        self._store = store
+        self._painter = painter
+        self._name = name
+        self._draining = draining
+
+    def run_next(self) -> bool:
+        """Run the job whose turn it is; return whether one waited. Never raises."""
+        if self._draining.started:
+            return False
+        seconds = self._lease_seconds
+        try:
+            held = jobs.claim(self._database, self._name, lease_seconds=seconds)
+        except Exception:
+            # The message is lost with it; the housekeeper sends another.
+            log.exception("job_not_claimed")
+            return False
+        if held is None:
+            return False
+        names = {"job": held.job_id, "attempt": held.attempt}
+        with structlog.contextvars.bound_contextvars(**names):
+            log.info("job_claimed", worker=self._name)
+            try:
+                with Lease(self._database, held, seconds) as lease:
+                    Attempt(
+                        held, lease, self._store, self._painter, self._draining
+                    ).run()
+            except LeaseLost:
+                # Another attempt runs it by now, or somebody ended it: not our job.
+                log.warning("job_lost")
+            except Exception:
+                log.exception("job_left_to_its_lease")
+        return True
+
+
+class Attempt:
+    """One claimed attempt of a job."""
+
+    def __init__(
+        self,
+        held: jobs.Claim,
+        lease: Lease,
+        store: Store,
+        painter: Painter,
+        draining: Draining,
+    ) -> None:
+        self._held = held
+        self._settings = held.settings
+        self._lease = lease
+        self._store = store
+        self._painter = painter
+        self._draining = draining
+        self._clock = Clock(held.settings.steps)
+
+    def run(self) -> None:
+        """Paint, and end the job one way or another. Raises LeaseLost."""
+        try:
+            event, end = self._paint()
+        except LeaseLost:
+            raise
+        except StyleQueueError as error:
+            event, end = self._failed(error)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            event, end = self._failed(_out_of_memory(error))
+        except Exception as error:
+            event, end = self._failed(_explained(error))
+        self._land(event, end)
+
+    def _paint(self) -> tuple[str, End]:
+        """Return how the job ends, and the change that says so."""
+        content = self._decode(self._held.content_sha)
+        styles = [self._decode(sha) for sha in self._held.style_shas]
+        self._describe()
+        steps = self._painter.paint(content, styles, self._settings)
+        while (step := self._clock.next(steps)) is not None:
+            progress = self._clock.progress(step)
+            self._lease.report(progress)
+            self._lease.check()
+            if self._lease.requested == "cancel":
+                return "job_cancelled", jobs.cancel_running
+            if step.number >= self._settings.steps:
+                return self._finish(step, progress, content)
+            if self._draining.started:
+                return "job_handed_back", jobs.hand_back
+            if step.number % self._settings.snapshot_every == 0:
+                self._save_snapshot(step, progress, content)
+        raise OurError(f"The engine ended before step {self._settings.steps}.")
+
+    def _decode(self, sha256: str) -> Image.Image:
+        try:
+            return images.decode(self._store.get(original_key(sha256)))
+        except NotFound as error:
+            raise MachineError("A picture of this job is missing here.") from error
+
+    def _describe(self) -> None:
+        made_with = dict(self._painter.made_with)
+        try:
+            self._lease.write(partial(_describe, made_with))
+        except OUTAGE as error:
+            log.warning("description_not_written", error=str(error))
+
+    def _save_snapshot(
+        self, step: Step, progress: jobs.Progress, content: Image.Image
+    ) -> None:
+        """Store the picture, then name it. A preview may be dropped, so this may."""
+        key = snapshot_key(self._held.job_id, self._held.attempt, step.number)
+        try:
+            self._put(key, pictures.finish(step.image, content, self._settings))
+            self._lease.write(partial(_add_snapshot, key, progress))
+        except LeaseLost:
+            raise
+        except (*OUTAGE, OSError, MachineError) as error:
+            log.warning("snapshot_dropped", step=step.number, error=str(error))
+        else:
+            log.info("snapshot_saved", **vars(progress))
+
+    def _finish(
+        self, step: Step, progress: jobs.Progress, content: Image.Image
+    ) -> tuple[str, End]:
+        key = result_key(self._held.job_id, self._held.attempt)
+        picture = pictures.finish(step.image, content, self._settings)
+        if not self._put_persistently(key, picture):
+            return "job_handed_back", jobs.hand_back
+        if step.number % self._settings.snapshot_every == 0:
+            # The last snapshot is the result: one file, named twice.
+            self._name_last_snapshot(key, progress)
+        result = jobs.Result(key, picture.width, picture.height)
+        return "job_succeeded", partial(_succeed, progress, result)
+
+    def _name_last_snapshot(self, key: str, progress: jobs.Progress) -> None:
+        try:
+            self._lease.write(partial(_add_snapshot, key, progress))
+        except OUTAGE as error:
+            log.warning("snapshot_dropped", step=progress.step, error=str(error))
+
+    def _put_persistently(self, key: str, picture: Image.Image) -> bool:
+        """Store the result; return False if told to shut down meanwhile.
+
+        Raises MachineError when the store stays out of reach.
+        """
+        for pause in (*STORE_PAUSES, None):
+            try:
+                self._put(key, picture)
+                return True
+            except (OSError, MachineError) as error:
+                log.warning("result_not_stored", error=str(error))
+                if pause is None:
+                    if isinstance(error, MachineError):
+                        raise
+                    raise MachineError(
+                        "The store did not take the result "
+                        f"({type(error).__name__}), tried for a minute."
+                    ) from error
+            until = time.monotonic() + pause
+            while time.monotonic() < until:
+                self._lease.check()
+                if self._draining.started:
+                    return False
+                time.sleep(0.1)
+        raise AssertionError("the last pause is None")
+
+    def _put(self, key: str, picture: Image.Image) -> None:
+        """Store a picture and its preview."""
+        self._store.put(key, pictures.encode_png(picture, self._text()))
+        preview = pictures.encode_preview(picture, PREVIEW_SIZE)
+        self._store.put(rendition_key(key, PREVIEW_SIZE), preview)
+
+    def _text(self) -> dict[str, str]:
+        """What the picture says of itself, in its PNG text chunks."""
+        made_with = {
+            name: str(value) for name, value in self._painter.made_with.items()
+        }
+        return {
+            "Software": f"StyleQueue {made_with.pop('stylequeue', '')}".strip(),
+            "settings": json.dumps(self._settings.model_dump(mode="json")),
+            "seed": str(self._settings.seed),
+            **{name: str(value) for name, value in made_with.items()},
+        }
+
+    def _failed(self, error: StyleQueueError) -> tuple[str, End]:
+        self._painter.recover()
+        log.error("job_fails", code=error.code, exc_info=error.__cause__ or error)
+        return "job_failed", partial(_fail, error)
+
+    def _land(self, event: str, end: End) -> None:
+        """Write the end of the job, however long the database is away."""
+        hurry: float | None = None
+        while True:
+            try:
+                self._lease.end(end)
+                log.info(event, step=self._clock.step)
+                return
+            except OUTAGE as error:
+                log.warning("end_not_written", end=event, error=str(error))
+            if self._draining.started:
+                hurry = hurry or time.monotonic() + DRAIN_SECONDS
+                if time.monotonic() > hurry:
+                    raise MachineError("shut down before the job's end was written")
+            time.sleep(0.5 if hurry else LAND_PAUSE_SECONDS)
+
+
+class Clock:
+    """Measures optimisation alone: the pauses for saving pictures do not count."""
+
+    def __init__(self, steps: int) -> None:
+        self.step = 0
+        self._steps = steps
+        self._first = 0.0
+        self._rest = 0.0
+
+    def next(self, steps: Iterator[Step]) -> Step | None:
+        """Return the next step, None after the last, and time it."""
+        begun = time.perf_counter()
+        step = next(steps, None)
+        took = time.perf_counter() - begun
+        if step is None:
+            return None
+        # The first step includes reading the styles and warming up.
+        if self.step == 0:
+            self._first = took
+        else:
+            self._rest += took
+        self.step = step.number
+        return step
+
+    def progress(self, step: Step) -> jobs.Progress:
+        """Return how far the job is, at the speed so far."""
+        if step.number > 1 and self._rest > 0:
+            speed = (step.number - 1) / self._rest
+        else:
+            speed = 1 / max(self._first, 1e-6)
+        return jobs.Progress(
+            step=step.number,
+            style_loss=step.style_loss,
+            content_loss=step.content_loss,
+            steps_per_second=speed,
+            eta_seconds=(self._steps - step.number) / speed,
+        )
+
+
+# -- Changes of the job's row, as the lease makes them --------------------------------
+
+
+def _describe(made_with: dict[str, Any], db: Database, held: jobs.Claim) -> None:
+    jobs.describe(db, held, made_with)
+
+
+def _add_snapshot(
+    key: str, progress: jobs.Progress, db: Database, held: jobs.Claim
+) -> None:
+    jobs.add_snapshot(db, held, key, progress)
+
+
+def _succeed(
+    progress: jobs.Progress, result: jobs.Result, db: Database, held: jobs.Claim
+) -> None:
+    jobs.succeed(db, held, progress, result)
+
+
+def _fail(error: StyleQueueError, db: Database, held: jobs.Claim) -> None:
+    jobs.fail(db, held, error)
+
+
+# -- Errors for the person who waits --------------------------------------------------
+
+
+def _out_of_memory(cause: BaseException) -> MachineError:
+    error = MachineError(
+        "The worker ran out of memory; a smaller image_size or style_size needs less."
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _explained(cause: Exception) -> StyleQueueError:
+    """Say what we can of an unforeseen error: its text may hold paths or secrets."""
+    # How torch says it on the CPU.
+    if isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause):
+        return _out_of_memory(cause)
+    error = OurError(
+        "Something went wrong on our side; the worker's log has the details."
+    )
+    error.__cause__ = cause
+    return error
