@@ -1,0 +1,168 @@
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import insert, update
+from structlog.testing import capture_logs
+
+from stylequeue_shared import jobs
+from stylequeue_shared.database import Database, now
+from stylequeue_shared.embedded import EmbeddedRedis
+from stylequeue_shared.models import Job, JobState
+from stylequeue_shared.models import Worker as WorkerRow
+from stylequeue_shared.settings import Settings
+from stylequeue_web.app import Application
+from stylequeue_web.services import NAME
+from tests.shared.submitting import submit
+from tests.web.conftest import Worker
+
+
+@pytest.fixture
+def valkey(installation: Settings) -> Iterator[tuple[EmbeddedRedis, "Popen[bytes]"]]:
+    server = EmbeddedRedis(installation.home)
+    process = server.start()
+    yield server, process
+    server.stop(process)
+
+
+@pytest.fixture
+def ready(valkey: Any, client: FlaskClient) -> FlaskClient:
+    """A client of an installation that has everything."""
+    return client
+
+
+def readiness(client: FlaskClient, installation: Settings) -> tuple[int, Any]:
+    answer = client.get("/readyz")
+    assert answer.mimetype == "application/json"
+    # Reasons, which may hold addresses, are for the log.
+    for secret in (str(installation.home), "redis.sock", "sqlite", "Error"):
+        assert secret not in answer.text
+    return answer.status_code, answer.get_json()
+
+
+def numbers(client: FlaskClient) -> dict[str, float]:
+    """Return the metrics by name, or by state."""
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    return {
+        sample.labels.get("state", sample.name): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_alive_needs_nothing_and_nobody(
+    client: FlaskClient, app: Application, installation: Settings
+) -> None:
+    app.extensions[NAME].database.close()
+    shutil.rmtree(installation.home)
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.get_json()) == (200, {"status": "alive"})
+
+
+def test_ready_when_database_redis_and_store_answer(
+    ready: FlaskClient, installation: Settings
+) -> None:
+    assert readiness(ready, installation) == (
+        200,
+        {"status": "ready", "database": "ok", "redis": "ok", "store": "ok"},
+    )
+
+
+def test_a_redis_that_goes_away_is_named_and_its_return_seen(
+    valkey: tuple[EmbeddedRedis, "Popen[bytes]"],
+    ready: FlaskClient,
+    installation: Settings,
+) -> None:
+    server, process = valkey
+    assert readiness(ready, installation)[0] == 200
+    server.stop(process)
+    with capture_logs() as logs:
+        status, body = readiness(ready, installation)
+    assert status == 503
+    assert body == {
+        "status": "not ready",
+        "database": "ok",
+        "redis": "does not answer",
+        "store": "ok",
+    }
+    assert [log["event"] for log in logs] == ["not_ready"]
+    assert "Redis" in logs[0]["error"]
+    again = server.start()
+    try:
+        assert readiness(ready, installation)[0] == 200
+    finally:
+        server.stop(again)
+
+
+def test_a_database_and_a_store_that_go_away_are_named(
+    client: FlaskClient, app: Application, installation: Settings
+) -> None:
+    app.extensions[NAME].database.close()
+    for path in (installation.home / "stylequeue.db", Path(installation.store_url)):
+        path.rename(path.with_suffix(".away"))
+    Path(installation.store_url).write_text("no folder")
+    (installation.home / "stylequeue.db").mkdir()
+    status, body = readiness(client, installation)
+    assert status == 503
+    assert set(body.values()) == {"not ready", "does not answer"}
+
+
+def test_the_numbers_of_an_idle_installation_are_all_there(
+    client: FlaskClient,
+) -> None:
+    assert numbers(client) == {
+        **dict.fromkeys(JobState, 0),
+        "stylequeue_oldest_waiting_seconds": 0,
+        "stylequeue_workers": 0,
+        "stylequeue_steps_per_second": 0,
+    }
+
+
+def test_jobs_are_counted_by_state_and_workers_by_speed(
+    client: FlaskClient, database: Database, worker: Worker
+) -> None:
+    ids = [submit(database) for _ in range(5)]
+    worker.succeed(worker.claim())
+    worker.snapshot(worker.claim(), 50)
+    jobs.request_cancel(database, ids[2])
+    with database.write() as connection:
+        for name, age in (("gpu-1", 1), ("gpu-2", 2), ("long gone", 3600)):
+            connection.execute(
+                insert(WorkerRow).values(
+                    name=name,
+                    host="castle",
+                    device="cpu",
+                    started_at=now() - 7200,
+                    seen_at=now() - age,
+                )
+            )
+        oldest = Job.__table__.c
+        connection.execute(
+            update(Job).where(oldest.id == ids[3]).values(created_at=now() - 90)
+        )
+    found = numbers(client)
+    assert 90 <= found.pop("stylequeue_oldest_waiting_seconds") < 120
+    assert found == {
+        **dict.fromkeys(JobState, 0),
+        "succeeded": 1,
+        "running": 1,
+        "cancelled": 1,
+        "queued": 2,
+        "stylequeue_workers": 2,
+        "stylequeue_steps_per_second": 8.1,
+    }
+
+
+def test_the_numbers_say_what_they_are(client: FlaskClient) -> None:
+    families = list(text_string_to_metric_families(client.get("/metrics").text))
+    assert len(families) == 4
+    for family in families:
+        assert family.type == "gauge"
+        assert family.documentation.endswith(".")

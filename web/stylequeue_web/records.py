@@ -1,0 +1,202 @@
+"""Jobs as clients see them: the JSON of the API, which the pages show, too."""
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from stylequeue_shared import jobs, reading
+from stylequeue_shared.artefacts import PREVIEW_SIZE
+from stylequeue_shared.errors import InvalidSetting, NotFound
+from stylequeue_shared.models import JobState
+from stylequeue_web.services import Services
+
+PREFIX = "/api/v1"
+JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Version(NamedTuple):
+    """What changes whenever the body of a job does."""
+
+    version: int
+    state: str
+    position: int | None
+
+    @property
+    def etag(self) -> str:
+        """The ETag, without its quotes."""
+        waiting = "" if self.position is None else f".{self.position}"
+        return f"{self.version}{waiting}"
+
+
+def check_id(job_id: str) -> None:
+    """Raise NotFound for what is no id: databases choke on some of it, such as NUL."""
+    if not JOB_ID.fullmatch(job_id):
+        raise NotFound(f"There is no job {job_id[:36]!r}.")
+
+
+def version(services: Services, job_id: str) -> Version:
+    """Read what the ETag is made of: one row. Raises NotFound."""
+    number, state = reading.version(services.database, job_id)
+    return Version(number, state, _position(services, job_id, state))
+
+
+def job(services: Services, job_id: str) -> dict[str, Any]:
+    """Return the body of one job. Raises NotFound."""
+    return job_and_version(services, job_id)[0]
+
+
+def job_and_version(services: Services, job_id: str) -> tuple[dict[str, Any], Version]:
+    """Return the body of a job and the version it was read at. Raises NotFound."""
+    row, snapshots = reading.job(services.database, job_id)
+    position = _position(services, job_id, row.state)
+    return _body(row, snapshots, position), Version(row.version, row.state, position)
+
+
+def page(
+    services: Services, *, state: str | None, limit: int, cursor: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the bodies of `limit` jobs, newest first, and the cursor of the next page.
+
+    Raises InvalidSetting for a cursor that is not one of ours.
+    """
+    before = None if cursor is None else _before(cursor)
+    found = reading.page(services.database, state=state, limit=limit + 1, before=before)
+    bodies = [
+        _body(row, snapshots, _position(services, row.id, row.state))
+        for row, snapshots in found[:limit]
+    ]
+    return bodies, _cursor(found[limit - 1][0]) if len(found) > limit else None
+
+
+def styles(services: Services, job_id: str) -> int:
+    """Return how many style pictures a job has."""
+    return reading.style_count(services.database, job_id)
+
+
+def retry(services: Services, job_id: str) -> str:
+    """Record the job once more, as a new one, and wake a worker; return the new id."""
+    limit = services.settings.max_waiting
+    again = jobs.retry(services.database, job_id, max_waiting=limit)
+    services.bell.ring(again)
+    return again
+
+
+def workers(services: Services) -> list[dict[str, Any]]:
+    """Return the workers seen lately, with the job that each runs."""
+    return [
+        {
+            "name": row.name,
+            "host": row.host,
+            "device": row.device,
+            "memory_bytes": row.memory_bytes,
+            "job": row.job,
+            "steps_per_second": row.steps_per_second,
+            "seen_at": _time(row.seen_at),
+        }
+        for row in reading.workers(services.database)
+    ]
+
+
+def _body(row: Any, snapshots: Sequence[Any], position: int | None) -> dict[str, Any]:
+    here = f"{PREFIX}/jobs/{row.id}"
+    return {
+        "id": row.id,
+        "state": row.state,
+        "created_at": _time(row.created_at),
+        "started_at": _time(row.started_at),
+        "finished_at": _time(row.finished_at),
+        "settings": row.settings,
+        "progress": _progress(row),
+        "queue_position": position,
+        "attempt": row.attempt,
+        "requested": row.requested,
+        "stop_reason": row.stop_reason,
+        "snapshots": [
+            {
+                "step": snapshot.step,
+                "style_loss": snapshot.style_loss,
+                "content_loss": snapshot.content_loss,
+                **_addresses(f"{here}/snapshots/{snapshot.step}"),
+            }
+            for snapshot in snapshots
+        ],
+        "result": _result(row, here),
+        "error": row.error_code
+        and {
+            "code": row.error_code,
+            "message": row.error_message,
+            "fault": row.error_fault,
+        },
+        "made_with": row.made_with,
+        "links": {
+            "self": here,
+            "page": f"/jobs/{row.id}",
+            "cancel": f"{here}/cancel",
+            "retry": f"{here}/retry",
+        },
+    }
+
+
+def _progress(row: Any) -> dict[str, Any] | None:
+    if row.step is None:
+        return None
+    return {
+        "step": row.step,
+        "steps": row.settings["steps"],
+        "style_loss": row.style_loss,
+        "content_loss": row.content_loss,
+        "steps_per_second": row.steps_per_second,
+        "eta_seconds": row.eta_seconds,
+    }
+
+
+def _result(row: Any, here: str) -> dict[str, Any] | None:
+    if row.result_key is None:
+        return None
+    return {
+        **_addresses(f"{here}/result"),
+        "media_type": "image/png",
+        "width": row.result_width,
+        "height": row.result_height,
+        "partial": row.result_partial,
+    }
+
+
+def _addresses(url: str) -> dict[str, str]:
+    return {"url": url, "preview_url": f"{url}?size={PREVIEW_SIZE}"}
+
+
+def _time(seconds: float | None) -> str | None:
+    """Write a time of the database as RFC 3339 in UTC."""
+    if seconds is None:
+        return None
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _position(services: Services, job_id: str, state: str) -> int | None:
+    return services.positions.of(job_id) if state == JobState.QUEUED else None
+
+
+def _cursor(row: Any) -> str:
+    return base64.urlsafe_b64encode(f"{row.created_at!r} {row.id}".encode()).decode()
+
+
+def _before(cursor: str) -> tuple[float, str]:
+    """Read what `_cursor` wrote. Raises InvalidSetting."""
+    try:
+        created, job_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
+        moment = float(created)
+    except (ValueError, binascii.Error):
+        moment, job_id = math.nan, ""
+    if not math.isfinite(moment) or not JOB_ID.fullmatch(job_id):
+        raise InvalidSetting(
+            f"cursor: found {cursor[:40]!r}; allowed is what an earlier page gave as "
+            "`next`",
+            field="cursor",
+        )
+    return moment, job_id

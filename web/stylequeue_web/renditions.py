@@ -1,0 +1,89 @@
+"""Pictures as they leave the house: without metadata, at a fitting size."""
+
+from flask import Response, request, send_file
+
+from stylequeue_shared.artefacts import (
+    RENDITION_SIZES,
+    clean_key,
+    original_key,
+    rendition_key,
+)
+from stylequeue_shared.decoding import render
+from stylequeue_shared.errors import InvalidSetting
+from stylequeue_web.services import Services
+
+# What a worker may have made: a square of the largest side.
+LARGEST_RESULT = 8192 * 8192
+
+
+def send_original(services: Services, sha256: str, name: str) -> Response:
+    """Send an upload, made anew from its pixels, whole or at `?size=`."""
+    source = original_key(sha256)
+    size = requested_size()
+    if size is None:
+        return _send_made(services, source, clean_key(source), None, f"{name}.png")
+    return _send_made(
+        services, source, rendition_key(source, size), size, f"{name}-{size}.jpg"
+    )
+
+
+def send_made(services: Services, key: str, name: str) -> Response:
+    """Send a picture that a worker made, whole or at `?size=`."""
+    size = requested_size()
+    if size is None:
+        return _send(services, key, f"{name}.png")
+    return _send_made(
+        services, key, rendition_key(key, size), size, f"{name}-{size}.jpg"
+    )
+
+
+def requested_size() -> int | None:
+    """Return the `?size=` asked for. Raises InvalidSetting naming what is allowed."""
+    text = request.args.get("size")
+    if text is None:
+        return None
+    if text not in map(str, RENDITION_SIZES):
+        raise InvalidSetting(
+            f"size: found {text[:20]!r}; allowed are "
+            f"{', '.join(map(str, RENDITION_SIZES))}",
+            field="size",
+        )
+    return int(text)
+
+
+def _send_made(
+    services: Services, source: str, key: str, size: int | None, name: str
+) -> Response:
+    """Send a rendition, made once and kept in the store."""
+    store = services.store
+    if not store.exists(key):
+        with store.local(source) as path:
+            store.put(
+                key,
+                render(
+                    path,
+                    size=size,
+                    format="png" if size is None else "jpeg",
+                    max_pixels=max(LARGEST_RESULT, services.settings.max_pixels),
+                ),
+            )
+    return _send(services, key, name)
+
+
+def _send(services: Services, key: str, name: str) -> Response:
+    response = send_file(
+        services.store.open(key),
+        mimetype="image/jpeg" if key.endswith(".jpg") else "image/png",
+        download_name=name,
+        as_attachment="download" in request.args,
+        # A key never names other bytes.
+        etag=key.replace("/", "-"),
+        max_age=86400,
+        # Below, when all headers are there; and not by parts, which nobody needs.
+        conditional=False,
+    )
+    response.cache_control.private = True
+    response.cache_control.public = False
+    response.headers["Content-Length"] = str(services.store.size(key))
+    response.make_conditional(request)
+    return response

@@ -1,0 +1,42 @@
+"""What the views work with: the database, the store, the bell."""
+
+from dataclasses import dataclass
+
+from flask import current_app
+
+from stylequeue_shared.database import Database
+from stylequeue_shared.queue import Bell
+from stylequeue_shared.settings import Settings
+from stylequeue_shared.store import Store, open_store
+from stylequeue_web.positions import Positions
+
+NAME = "stylequeue"
+
+
+@dataclass(frozen=True)
+class Services:
+    """One process's connections; made after the fork."""
+
+    settings: Settings
+    database: Database
+    store: Store
+    bell: Bell
+    positions: Positions
+
+
+def open_services(settings: Settings) -> Services:
+    """Connect to what the settings name; nothing need answer yet."""
+    database = Database(settings.database_url)
+    return Services(
+        settings,
+        database,
+        open_store(settings.store_url),
+        Bell(settings),
+        Positions(database),
+    )
+
+
+def services() -> Services:
+    """Return the services of the running application."""
+    found: Services = current_app.extensions[NAME]
+    return found

@@ -1,0 +1,151 @@
+// The page of one job: draws what polling brings.
+
+import { drawLosses } from "./chart.js";
+import { watch } from "./poll.js";
+import { Stage } from "./stage.js";
+import { detail, duration, faults, headline } from "./words.js";
+
+const TERMINAL = ["succeeded", "failed", "cancelled"];
+const find = (id) => document.querySelector(`#${id}`);
+const page = find("job");
+const isOver = (job) => TERMINAL.includes(job.state);
+let snapshots = [];
+let told = { state: page.dataset.state, at: 0 };
+
+const stage = new Stage(drawChart);
+new ResizeObserver(() => drawChart(stage.selected)).observe(find("losses"));
+
+function drawChart(selected) {
+  if (snapshots.length) drawLosses(find("chart"), snapshots, snapshots.length > 1 ? selected : null);
+}
+
+const first = JSON.parse(find("job-json").textContent);
+draw(first);
+
+if (!isOver(first)) {
+  const again = watch(page.dataset.url, { onJob: draw, onTrouble: complain, isOver });
+  find("cancel-action").addEventListener("submit", (event) => cancel(event, again));
+}
+
+function draw(job) {
+  snapshots = job.snapshots;
+  page.dataset.state = job.state;
+  setText("headline", headline(job));
+  setText("detail", detail(job));
+  document.title = document.title.replace(/^.*? – /, `${titleOf(job)} – `);
+  const chip = find("chip").firstElementChild;
+  chip.className = `chip chip-${job.state}`;
+  chip.textContent = job.state[0].toUpperCase() + job.state.slice(1);
+  drawProgress(job);
+  stage.take(job);
+  if (!stage.selected && !job.result) {
+    setText("caption", isOver(job) ? "No picture was painted" : `The first picture comes at step ${Math.min(job.settings.snapshot_every, job.settings.steps)}`);
+  }
+  drawTable(job.snapshots);
+  drawEnd(job);
+  announce(job);
+}
+
+function titleOf(job) {
+  if (job.state !== "running" || !job.progress) return headline(job);
+  return `${Math.floor((100 * job.progress.step) / job.progress.steps)} % painted`;
+}
+
+function drawProgress(job) {
+  const { progress, settings } = job;
+  find("bar").hidden = !["running", "paused"].includes(job.state);
+  find("bar").value = progress?.step ?? 0;
+  find("numbers").hidden = !progress;
+  find("left").hidden = isOver(job);
+  if (!progress) return;
+  setText("n-step", `${progress.step} of ${settings.steps}`);
+  setText("n-speed", progress.steps_per_second ? String(Number(progress.steps_per_second.toPrecision(3))) : "–");
+  setText("n-left", duration(progress.eta_seconds));
+}
+
+function drawTable(rows) {
+  find("losses").hidden = !rows.length;
+  const body = find("loss-table").tBodies[0];
+  if (body.rows.length > rows.length) body.replaceChildren();
+  for (const one of rows.slice(body.rows.length)) {
+    const row = body.insertRow();
+    const head = document.createElement("th");
+    head.scope = "row";
+    head.textContent = one.step;
+    row.append(head);
+    for (const loss of [one.style_loss, one.content_loss]) row.insertCell().textContent = String(Number(loss.toPrecision(4)));
+  }
+}
+
+function drawEnd(job) {
+  for (const group of document.querySelectorAll("[data-actions]")) {
+    group.hidden = (group.dataset.actions === "ended") !== isOver(job);
+  }
+  find("download").hidden = !job.result;
+  if (job.result) find("download").href = job.result.url;
+  find("failure").hidden = !job.error;
+  if (job.error) {
+    setText("failure-message", job.error.message);
+    setText("failure-fault", faults[job.error.fault] ?? "");
+  }
+  setText("attempt", String(job.attempt));
+  drawMadeWith(job.made_with ?? {});
+  find("retry-action").querySelector("button").textContent = job.state === "succeeded" ? "Paint it again" : "Retry";
+  const button = find("cancel-action").querySelector("button");
+  button.disabled = job.requested === "cancel";
+  button.textContent = button.disabled ? "Cancelling …" : "Cancel";
+}
+
+function drawMadeWith(entries) {
+  const list = find("made-with").querySelector("dl");
+  const rows = Object.entries(entries);
+  find("made-with").hidden = !rows.length;
+  if (list.children.length === rows.length) return;
+  list.replaceChildren(
+    ...rows.map(([name, value]) => {
+      const row = document.createElement("div");
+      const [term, given] = [document.createElement("dt"), document.createElement("dd")];
+      term.textContent = name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
+      given.textContent = value;
+      row.append(term, given);
+      return row;
+    }),
+  );
+}
+
+// Often enough to follow, seldom enough to listen to.
+function announce(job) {
+  const now = Date.now();
+  if (job.state === told.state && now - told.at < 15000) return;
+  if (told.at || job.state !== told.state) {
+    const step = job.state === "running" && job.progress ? `, step ${job.progress.step} of ${job.progress.steps}` : "";
+    setText("live", `${headline(job)}${step} ${isOver(job) ? "" : detail(job)}`.trim());
+  }
+  told = { state: job.state, at: now };
+}
+
+async function cancel(event, again) {
+  event.preventDefault();
+  const button = event.target.querySelector("button");
+  button.disabled = true;
+  button.textContent = "Cancelling …";
+  try {
+    const answer = await fetch(first.links.cancel, { method: "POST" });
+    if (!answer.ok) throw new Error(answer.status);
+  } catch {
+    button.disabled = false;
+    button.textContent = "Cancel";
+    complain("Cancelling did not reach the server. Please try again.");
+  }
+  again();
+}
+
+function complain(text) {
+  setText("connection", text);
+  find("connection").hidden = !text;
+}
+
+function setText(id, text) {
+  const element = find(id);
+  if (element.textContent !== text) element.textContent = text;
+}

@@ -1,0 +1,29 @@
+// What a job's state reads as; `words.py` has the tables and says the same.
+
+export const { headlines, faults } = JSON.parse(document.querySelector("#vocabulary").textContent);
+
+export function headline(job) {
+  return headlines[job.requested === "cancel" ? "cancelling" : job.state];
+}
+
+export function detail(job) {
+  if (job.state === "queued") return place(job.queue_position);
+  if (job.state === "running" && !job.progress) return "Getting ready";
+  if (job.started_at && job.finished_at) {
+    return `in ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`;
+  }
+  return "";
+}
+
+function place(position) {
+  if (!position) return "";
+  return position === 1 ? "next in line" : `number ${position} in line`;
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}

@@ -1,0 +1,107 @@
+"""A submission, by form or API: everything is checked before anything is kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from werkzeug.datastructures import FileStorage
+
+from stylequeue_shared import jobs
+from stylequeue_shared.artefacts import original_key
+from stylequeue_shared.decoding import Inspected, inspect
+from stylequeue_shared.errors import DiskFull, InvalidPicture
+from stylequeue_shared.job_settings import (
+    MAX_STYLES,
+    check_fits,
+    complete_settings,
+    parse_settings,
+)
+from stylequeue_web.services import Services
+from stylequeue_web.uploads import is_cut_off
+
+# Below this much free space no job is accepted: its snapshots need room, too.
+FREE_BYTES_FLOOR = 500_000_000
+
+
+def submit(
+    services: Services,
+    content: FileStorage,
+    styles: Sequence[FileStorage],
+    settings: str | bytes | None,
+) -> str:
+    """Check and store the pictures, record the job, wake a worker; return the id.
+
+    Raises InvalidPicture and InvalidSetting naming the field, QueueFull, DiskFull;
+    then nothing is stored and no job recorded.
+    """
+    installation = services.settings
+    _refuse_without_room(services)
+    if not 1 <= len(styles) <= MAX_STYLES:
+        raise InvalidPicture(
+            f"style: found {len(styles)} pictures; allowed are 1 to {MAX_STYLES}",
+            field="style",
+        )
+    completed = complete_settings(
+        parse_settings(settings),
+        styles=len(styles),
+        max_image_size=installation.max_image_size,
+        max_steps=installation.max_steps,
+    )
+    fields = ["content", *_style_fields(len(styles))]
+    with TemporaryDirectory(prefix="stylequeue-") as folder:
+        paths = [Path(folder, str(number)) for number in range(len(fields))]
+        found = [
+            _inspect(services, file, field, path)
+            for file, field, path in zip([content, *styles], fields, paths, strict=True)
+        ]
+        sizes = [(picture.width, picture.height) for picture in found]
+        check_fits(completed, sizes[0], sizes[1:])
+        jobs.keep_pictures(services.database, found)
+        for picture, path in zip(found, paths, strict=True):
+            key = original_key(picture.sha256)
+            if not services.store.exists(key):
+                services.store.put(key, path)
+    job_id = jobs.submit(
+        services.database,
+        completed,
+        found[0].sha256,
+        [picture.sha256 for picture in found[1:]],
+        max_waiting=installation.max_waiting,
+    )
+    # If Redis is down the housekeeper sends the wake-up later.
+    services.bell.ring(job_id)
+    return job_id
+
+
+def _refuse_without_room(services: Services) -> None:
+    with services.database.read() as connection:
+        jobs.refuse_when_full(connection, services.settings.max_waiting)
+    free = services.store.free_bytes()
+    if free is not None and free < FREE_BYTES_FLOOR:
+        raise DiskFull(
+            f"The store has {free / 1e6:.0f} MB of free space; at least "
+            f"{FREE_BYTES_FLOOR / 1e6:.0f} MB are needed to take a job."
+        )
+
+
+def _style_fields(count: int) -> list[str]:
+    return ["style"] if count == 1 else [f"style[{number}]" for number in range(count)]
+
+
+def _inspect(
+    services: Services, file: FileStorage, field: str, path: Path
+) -> Inspected:
+    settings = services.settings
+    if is_cut_off(file):
+        raise InvalidPicture(
+            f"{field}: found a file of more than {settings.max_file_mb:g} MB; "
+            f"allowed are at most {settings.max_file_mb:g} MB",
+            field=field,
+        )
+    file.save(path)
+    return inspect(
+        path,
+        field=field,
+        max_bytes=settings.max_file_bytes,
+        max_pixels=settings.max_pixels,
+    )
