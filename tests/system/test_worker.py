@@ -1,0 +1,323 @@
+"""The real worker: real Celery processes, a real Valkey, real signals."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+from sqlalchemy import select
+
+from stylequeue_shared import jobs
+from stylequeue_shared.database import Database
+from stylequeue_shared.models import Job, JobState, Worker
+from stylequeue_shared.queue import Bell, worker_celery
+from stylequeue_shared.settings import Settings
+from stylequeue_shared.store import open_store
+from stylequeue_worker.main import environment
+from tests.system.conftest import running_installation
+from tests.worker.submitting import ENDLESS, submit, submit_bytes
+
+PATIENCE = 90.0
+
+
+class Site:
+    """An installation with a worker, and what tests ask of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url)
+        self.store = open_store(settings.store_url)
+        self.bell = Bell(settings)
+        self.log = settings.home / "worker.log"
+        self._family: set[psutil.Process] = set()
+        self.launcher = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("STYLEQUEUE_")}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "stylequeue_shared.cli", "worker"],
+                env=clean | environment(self.settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def close(self) -> None:
+        with suppress(psutil.Error):
+            launcher = psutil.Process(self.launcher.pid)
+            self._family.update(launcher.children(recursive=True))
+        self.launcher.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.launcher.wait(30)
+        for process in self._family:
+            with suppress(psutil.Error):
+                process.kill()
+        self.launcher.kill()
+        self.launcher.wait()
+        self.bell.close()
+        self.database.close()
+
+    def submit(self, **settings: Any) -> str:
+        job = submit(self.database, self.store, **settings)
+        assert self.bell.ring(job)
+        return job
+
+    def events(self) -> list[dict[str, Any]]:
+        """Read our own lines of the log; Celery may say something in between."""
+        lines = self.log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def row(self, job_id: str) -> Any:
+        with self.database.read() as connection:
+            return connection.execute(
+                select(Job.__table__).where(Job.id == job_id)
+            ).one()
+
+    def workers(self) -> list[Any]:
+        with self.database.read() as connection:
+            return list(connection.execute(select(Worker.__table__)))
+
+    def wait_for(
+        self, condition: Callable[[], bool], seconds: float = PATIENCE
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()[-5000:]
+            time.sleep(0.05)
+
+    def ended(self, job_id: str) -> Any:
+        self.wait_for(lambda: JobState(self.row(job_id).state).is_terminal)
+        return self.row(job_id)
+
+    def painting(self, job_id: str) -> None:
+        """Wait until the job's first steps are done."""
+        self.wait_for(lambda: bool(self.row(job_id).step))
+
+    def processes(self) -> tuple[psutil.Process, psutil.Process]:
+        """Celery's main process and the child that runs jobs."""
+        (main,) = psutil.Process(self.launcher.pid).children()
+        self.wait_for(lambda: len(main.children()) == 1)
+        (child,) = main.children()
+        self._family |= {main, child}
+        return main, child
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A worker for the tests that leave it running."""
+    home = tmp_path_factory.mktemp("worker") / "home"
+    with running_installation(home) as settings:
+        site = Site(settings)
+        yield site
+        site.close()
+
+
+@pytest.fixture
+def own(installation: Settings) -> Iterator[Site]:
+    """A worker for one test, which may end it."""
+    site = Site(installation)
+    yield site
+    site.close()
+
+
+def is_gone(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def test_a_job_is_painted_by_the_real_worker(shared: Site) -> None:
+    row = shared.ended(shared.submit())
+    assert (row.state, row.attempt, row.step) == ("succeeded", 1, 4)
+    picture = Image.open(io.BytesIO(shared.store.get(row.result_key)))
+    assert picture.size == (64, 48)
+    assert row.made_with["device"].startswith("CPU")
+    (worker,) = shared.workers()
+    assert worker.memory_bytes > 0
+    assert '"event": "no_gpu_running_on_cpu"' in shared.log.read_text()
+
+
+def test_the_parent_never_imports_torch(shared: Site) -> None:
+    shared.ended(shared.submit())
+    main, child = shared.processes()
+    for process in (psutil.Process(shared.launcher.pid), main):
+        assert not loads_torch(process)
+    assert loads_torch(child)
+
+
+def loads_torch(process: psutil.Process) -> bool:
+    maps = Path(f"/proc/{process.pid}/maps")
+    return "libtorch" in maps.read_text()
+
+
+def test_a_running_job_is_cancelled(shared: Site) -> None:
+    job = shared.submit(**ENDLESS)
+    shared.painting(job)
+    begun = time.monotonic()
+    jobs.request_cancel(shared.database, job)
+    assert shared.ended(job).state == "cancelled"
+    assert time.monotonic() - begun < 10
+
+
+def test_a_ping_is_answered_while_a_job_runs(shared: Site) -> None:
+    job = shared.submit(**ENDLESS)
+    shared.painting(job)
+    app = worker_celery(shared.settings)
+    try:
+        (answer,) = app.control.ping(timeout=20, limit=1)
+    finally:
+        app.close()
+    assert list(answer.values()) == [{"ok": "pong"}]
+    assert shared.row(job).state == "running"
+    jobs.request_cancel(shared.database, job)
+    shared.ended(job)
+
+
+def test_a_job_that_fails_leaves_the_worker_serving_the_next(shared: Site) -> None:
+    _, child = shared.processes()
+    broken = submit_bytes(shared.database, shared.store, b"no picture", b"none")
+    shared.bell.ring(broken)
+    good = shared.submit()
+    assert shared.ended(broken).error_code == "invalid_picture"
+    assert shared.ended(good).state == "succeeded"
+    assert shared.processes()[1] == child
+
+
+def test_doubled_and_foreign_messages_run_nothing_twice(shared: Site) -> None:
+    job = shared.submit()
+    for _ in range(5):
+        shared.bell.ring(job)
+    shared.bell.ring("no such job")
+    assert shared.ended(job).state == "succeeded"
+    shared.wait_for(lambda: shared.bell.waiting() == 0)
+    last = shared.submit()
+    shared.ended(last)
+    assert shared.row(job).attempt == 1
+    claims = [line for line in shared.events() if line["event"] == "job_claimed"]
+    assert [line["job"] for line in claims].count(job) == 1
+
+
+def test_messages_wait_in_the_queue_while_a_job_runs(shared: Site) -> None:
+    running = shared.submit(**ENDLESS)
+    shared.painting(running)
+    waiting = shared.submit()
+    time.sleep(1)
+    # Not reserved by the busy worker: another one could take it.
+    assert shared.bell.waiting() == 1
+    jobs.request_cancel(shared.database, running)
+    assert shared.ended(waiting).state == "succeeded"
+
+
+def test_sigterm_hands_the_job_back_and_leaves_nothing(own: Site) -> None:
+    job = own.submit(**ENDLESS)
+    own.painting(job)
+    main, child = own.processes()
+    begun = time.monotonic()
+    own.launcher.terminate()
+    assert own.launcher.wait(30) == 0
+    assert time.monotonic() - begun < 15
+    row = own.row(job)
+    assert (row.state, row.worker) == ("queued", None)
+    assert is_gone(main)
+    assert is_gone(child)
+    assert own.workers() == []
+
+
+def test_a_killed_child_loses_neither_the_job_nor_the_worker(own: Site) -> None:
+    job = own.submit(**ENDLESS)
+    own.painting(job)
+    main, child = own.processes()
+    child.kill()
+    own.wait_for(lambda: is_gone(child))
+    assert own.row(job).state == "running"
+    # What the housekeeper does once the lease has run out.
+    own.wait_for(lambda: jobs.return_lost(own.database) == [job])
+    jobs.request_cancel(own.database, job)
+    assert own.ended(own.submit()).state == "succeeded"
+    assert own.processes()[0] == main
+    assert own.processes()[1] != child
+
+
+def test_a_killed_main_process_ends_everything_with_an_error(own: Site) -> None:
+    job = own.submit(**ENDLESS)
+    own.painting(job)
+    main, child = own.processes()
+    main.kill()
+    assert own.launcher.wait(30) == 1
+    own.wait_for(lambda: is_gone(child), 20)
+    assert own.row(job).state in ("queued", "running")
+
+
+def test_workers_of_a_killed_launcher_hand_back_and_end(own: Site) -> None:
+    job = own.submit(**ENDLESS)
+    own.painting(job)
+    main, child = own.processes()
+    own.launcher.kill()
+    own.launcher.wait()
+    own.wait_for(lambda: is_gone(main) and is_gone(child), 30)
+    assert own.row(job).state == "queued"
+
+
+def test_a_child_whose_main_process_was_killed_ends_by_itself(own: Site) -> None:
+    job = own.submit(**ENDLESS)
+    own.painting(job)
+    main, child = own.processes()
+    # Together, so that the launcher cannot do it.
+    own.launcher.kill()
+    main.kill()
+    own.launcher.wait()
+    own.wait_for(lambda: is_gone(child), 30)
+    own.wait_for(lambda: jobs.return_lost(own.database) == [job])
+
+
+def test_a_worker_that_can_run_nothing_ends_and_says_why(
+    installation: Settings,
+) -> None:
+    bad = installation.model_copy(update={"weights": "/nowhere/vgg.safetensors"})
+    settings = Settings(
+        **bad.model_dump(include={"home", "redis", "device", "weights"})
+    )
+    site = Site(settings)
+    try:
+        assert site.launcher.wait(PATIENCE) == 1
+        assert "STYLEQUEUE_WEIGHTS" in site.log.read_text()
+    finally:
+        site.bell.close()
+        site.database.close()
+
+
+def test_a_job_outlives_a_restart_of_the_broker(tmp_path: Path) -> None:
+    from stylequeue_shared.embedded import EmbeddedRedis
+
+    home = tmp_path / "home"
+    with running_installation(home) as settings:
+        pass
+    valkey = EmbeddedRedis(home)
+    server = valkey.start()
+    site = Site(settings)
+    try:
+        job = site.submit(**ENDLESS)
+        site.painting(job)
+        server.kill()
+        server.wait()
+        step = site.row(job).step
+        time.sleep(2)
+        server = valkey.start()
+        site.wait_for(lambda: site.row(job).step > step)
+        assert site.row(job).attempt == 1
+        jobs.request_cancel(site.database, job)
+        site.ended(job)
+        assert site.ended(site.submit()).state == "succeeded"
+    finally:
+        site.close()
+        valkey.stop(server)
