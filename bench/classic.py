@@ -18,16 +18,12 @@ import torch
 from PIL import Image, ImageOps
 
 from bench.machine import describe, report
+from stylequeue_shared.images import encode_png
 from stylequeue_shared.job_settings import JobSettings, complete_settings
 from stylequeue_worker.calibration import photographs
 from stylequeue_worker.engine.network import build_network
 from stylequeue_worker.engine.transfer import Step, transfer
-from stylequeue_worker.pictures import (
-    content_tensor,
-    encode_png,
-    finish,
-    style_tensor,
-)
+from stylequeue_worker.pictures import content_tensor, finish, style_tensor
 from stylequeue_worker.weights import load_weights
 
 SHIPPED = photographs()[0].parent

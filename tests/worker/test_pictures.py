@@ -1,5 +1,3 @@
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -8,8 +6,6 @@ from PIL import Image
 from stylequeue_shared.errors import InvalidPicture
 from stylequeue_worker.pictures import (
     content_tensor,
-    encode_png,
-    encode_preview,
     finish,
     style_tensor,
     to_tensor,
@@ -94,23 +90,3 @@ def test_a_grey_content_stays_grey(grey):
     found = np.array(finish(to_tensor(photo(32, 32)), content, job)).astype(int)
     assert abs(found - found[..., :1]).max() == 0
     assert found.std() > 5
-
-
-def test_a_png_carries_its_text_and_no_other_metadata():
-    image = photo(16, 16)
-    image.info["icc_profile"] = b"not ours"
-    image.getexif()[0x010E] = "where I live"
-    data = encode_png(image, {"settings": '{"seed": 1}', "weights": "cafe", "é": "é"})
-    found = Image.open(io.BytesIO(data))
-    assert found.text == {"settings": '{"seed": 1}', "weights": "cafe", "é": "é"}
-    assert found.tobytes() == image.tobytes()
-    assert not found.getexif()
-    assert "icc_profile" not in found.info
-    assert b"where I live" not in data
-
-
-def test_a_preview_is_a_jpeg_no_larger_than_asked():
-    image = photo(300, 200)
-    found = Image.open(io.BytesIO(encode_preview(image, 120)))
-    assert (found.format, found.size) == ("JPEG", (120, 80))
-    assert Image.open(io.BytesIO(encode_preview(image, 512))).size == (300, 200)

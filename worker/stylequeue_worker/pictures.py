@@ -1,12 +1,8 @@
 """Between Pillow's pictures (8-bit sRGB) and the engine's tensors (0..1)."""
 
-import io
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from stylequeue_shared.errors import InvalidPicture
@@ -63,24 +59,6 @@ def with_colours_of(painted: Tensor, content: Tensor) -> Tensor:
     return luma + saturation.clamp(0, 1) * differences
 
 
-def encode_png(image: Image.Image, text: Mapping[str, str]) -> bytes:
-    """Return a PNG with `text` in its text chunks and no other metadata."""
-    chunks = PngInfo()
-    for keyword, value in text.items():
-        chunks.add_itxt(keyword, value)
-    buffer = io.BytesIO()
-    _bare(image).save(buffer, "PNG", pnginfo=chunks)
-    return buffer.getvalue()
-
-
-def encode_preview(image: Image.Image, size: int) -> bytes:
-    """Return a JPEG of at most `size` pixels on the longer side."""
-    preview = image if max(image.size) <= size else resized(image, size)
-    buffer = io.BytesIO()
-    _bare(preview).save(buffer, "JPEG", quality=88, optimize=True)
-    return buffer.getvalue()
-
-
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB picture as float32 (1, 3, H, W) in 0..1."""
     pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
@@ -108,11 +86,3 @@ def _for_the_network(
             field=field,
         )
     return to_tensor(resized(image.convert("RGB"), longer))
-
-
-def _bare(image: Image.Image) -> Image.Image:
-    """Return a copy without what Pillow would write by itself (ICC, EXIF, XMP)."""
-    bare = image.convert("RGB").copy()
-    bare.info.clear()
-    bare.getexif().clear()
-    return bare

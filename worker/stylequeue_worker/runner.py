@@ -238,8 +238,8 @@ class Attempt:
 
     def _put(self, key: str, picture: Image.Image) -> None:
         """Store a picture and its preview."""
-        self._store.put(key, pictures.encode_png(picture, self._text()))
-        preview = pictures.encode_preview(picture, PREVIEW_SIZE)
+        self._store.put(key, images.encode_png(picture, self._text()))
+        preview = images.encode_jpeg(images.shrink(picture, PREVIEW_SIZE))
         self._store.put(rendition_key(key, PREVIEW_SIZE), preview)
 
     def _text(self) -> dict[str, str]:
