@@ -16,11 +16,12 @@ that PyTorch's tutorial made common. The features are normalised: see network.py
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_worker.engine.network import LossNetwork
@@ -46,13 +47,17 @@ class Objective:
     ) -> None:
         self.network = network
         self.settings = settings
-        self.blend = settings.blend(len(styles))
+        self.blend = torch.tensor(
+            settings.blend(len(styles)), dtype=network.dtype, device=network.device
+        )
         with torch.no_grad():
             self.content_targets = self._features(content, settings.content_layers)
-            self.style_targets = [
-                {layer: gram(features) for layer, features in read.items()}
-                for read in (self._features(s, settings.style_layers) for s in styles)
-            ]
+            # One style after the other, so that the features of one are held at a time.
+            grams = [self._grams(style) for style in styles]
+            self.style_targets = {
+                layer: torch.stack([of_style[layer] for of_style in grams])
+                for layer in settings.style_layers
+            }
 
     def __call__(self, picture: Tensor) -> Losses:
         """Return the weighted losses of a picture, from one forward pass."""
@@ -77,6 +82,10 @@ class Objective:
         features = self.network(picture, layers, self.settings.pooling)
         return features
 
+    def _grams(self, style: Tensor) -> dict[str, Tensor]:
+        features = self._features(style, self.settings.style_layers)
+        return {layer: gram(read) for layer, read in features.items()}
+
     def _content_loss(self, features: dict[str, Tensor]) -> Tensor:
         losses = [
             F.mse_loss(features[layer], target)
@@ -85,20 +94,54 @@ class Objective:
         return torch.stack(losses).sum()
 
     def _style_loss(self, features: dict[str, Tensor]) -> Tensor:
-        grams = {layer: gram(features[layer]) for layer in self.settings.style_layers}
         losses = [
-            weight * F.mse_loss(grams[layer], target)
-            for weight, targets in zip(self.blend, self.style_targets, strict=True)
-            for layer, target in targets.items()
+            GramDistance.apply(features[layer], targets, self.blend)
+            for layer, targets in self.style_targets.items()
         ]
         return torch.stack(losses).sum()
 
 
+class GramDistance(torch.autograd.Function):
+    """How far a layer's Gram matrix is from its targets; the gradient is by hand.
+
+    With F (c d, b), n = a b c d, G = F^T F / n and the targets T_s of shares blend_s
+
+        L = sum_s blend_s mse(G, T_s)    dL/dF = 4 / (n b^2) F sum_s blend_s (G - T_s)
+
+    as all of G and T_s are symmetric: one product forward and one backward. Autograd
+    takes two backward, one for each F, and adds them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, targets: Tensor, blend: Tensor) -> Tensor:
+        """Return the distance of features (1, b, c, d) from targets (s, b, b)."""
+        flat = _flat(features)
+        off = flat.T @ flat / features.numel() - targets
+        share = blend.view(-1, 1, 1)
+        slope = (share * off).sum(0) * (4 / (features.numel() * off[0].numel()))
+        ctx.save_for_backward(flat, slope)
+        ctx.shape = features.shape
+        return (share * off.square()).sum() / off[0].numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient at the features."""
+        flat, slope = ctx.saved_tensors
+        _, channels, height, width = ctx.shape
+        gradient = (flat @ (upstream * slope)).view(1, height, width, channels)
+        return gradient.permute(0, 3, 1, 2), None, None
+
+
 def gram(features: Tensor) -> Tensor:
     """Return the Gram matrix (b, b) of features (1, b, c, d), divided by b c d."""
-    # Channels-last features are a matrix of positions by channels without a copy.
-    flat = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    flat = _flat(features)
     return flat.T @ flat / features.numel()
+
+
+def _flat(features: Tensor) -> Tensor:
+    """Return positions by channels; of channels-last features without a copy."""
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
 def total_variation(picture: Tensor) -> Tensor:
