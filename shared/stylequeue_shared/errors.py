@@ -12,7 +12,8 @@ StyleQueueError
 |  `- LeaseLost              the job belongs to another attempt by now
 `- OurError                  a defect or a bad set-up of ours
    |- BadConfiguration       an environment variable is missing or wrong
-   `- NumericalError         a loss or gradient was not finite
+   |- NumericalError         a loss or gradient was not finite
+   `- BadState               a saved state cannot be gone on from
 """
 
 from typing import ClassVar
@@ -103,3 +104,9 @@ class NumericalError(OurError):
     """Raised when a loss or a gradient is not finite."""
 
     code = "not_finite"
+
+
+class BadState(OurError):
+    """Raised when a saved state is none, or one of another engine."""
+
+    code = "bad_state"

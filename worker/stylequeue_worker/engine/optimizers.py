@@ -1,6 +1,7 @@
 """How a picture moves, given the gradient at it; it stays within 0..1."""
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -32,6 +33,14 @@ class Optimizer(Protocol):
         """Return the next picture, a new tensor in 0..1."""
         ...
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is remembered, by name; nothing writes to it later."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remember what `tensors` gave. Raises KeyError when some of it is missing."""
+        ...
+
 
 class LBFGS:
     """L-BFGS within the bounds 0..1, with a trust region in place of a line search.
@@ -51,6 +60,8 @@ class LBFGS:
 
     def __init__(self, history: int) -> None:
         self.pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=history)
+        # How many pairs there have been: names those that are kept.
+        self.count = 0
         self.last: tuple[Tensor, Tensor] | None = None
         self.best: tuple[Tensor, Tensor, float] | None = None
         # A tensor, since reading a number from a device would have to wait for it.
@@ -72,6 +83,36 @@ class LBFGS:
         self.last = (move, gradient)
         return (values + move).clamp_(0, 1).view(picture.shape)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is remembered, by name; nothing writes to it later."""
+        kept: dict[str, Tensor] = {
+            "count": torch.tensor(self.count),
+            "radius": self.radius,
+        }
+        for number, (s, y, rho) in enumerate(self.pairs, self.count - len(self.pairs)):
+            kept |= {f"{number}.s": s, f"{number}.y": y, f"{number}.rho": rho}
+        if self.last is not None:
+            kept["last.move"], kept["last.gradient"] = self.last
+        if self.best is not None:
+            kept["best.values"], kept["best.gradient"], loss = self.best
+            kept["best.loss"] = torch.tensor(loss, dtype=torch.float64)
+        return kept
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remember what `tensors` gave. Raises KeyError when some of it is missing."""
+        self.count, self.radius = int(tensors["count"]), tensors["radius"]
+        numbers = sorted(int(name[:-4]) for name in tensors if name.endswith(".rho"))
+        self.pairs.clear()
+        for number in numbers:
+            s, y, rho = (tensors[f"{number}.{part}"] for part in ("s", "y", "rho"))
+            self.pairs.append((s, y, rho))
+        self.last = self.best = None
+        if "last.move" in tensors:
+            self.last = tensors["last.move"], tensors["last.gradient"]
+        if "best.loss" in tensors:
+            loss = float(tensors["best.loss"])
+            self.best = tensors["best.values"], tensors["best.gradient"], loss
+
     def _judged(
         self, values: Tensor, gradient: Tensor, loss: float
     ) -> tuple[Tensor, Tensor]:
@@ -92,6 +133,7 @@ class LBFGS:
         # Note: reading it is a device sync.
         if curvature > 1e-10 * s.norm() * y.norm():
             self.pairs.append((s, y, curvature.reciprocal()))
+            self.count += 1
 
     def _direction(self, gradient: Tensor) -> Tensor:
         """Return minus inverse Hessian times gradient, by the two-loop recursion."""
@@ -101,12 +143,13 @@ class LBFGS:
         alphas = []
         for s, y, rho in reversed(self.pairs):
             alpha = rho * s.dot(q)
-            q = q - alpha * y
+            # In place and in one pass: the loops cost what memory takes to read.
+            q.addcmul_(y, alpha, value=-1)
             alphas.append(alpha)
         _, y, rho = self.pairs[-1]
-        q = q / (rho * y.dot(y))
+        q /= rho * y.dot(y)
         for (s, y, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
-            q = q + (alpha - rho * y.dot(q)) * s
+            q.addcmul_(s, alpha - rho * y.dot(q))
         return q
 
 
@@ -132,6 +175,21 @@ class Adam:
         # No epsilon: gradients may be tiny all over. Where both are 0, nothing moves.
         move = (mean / spread).nan_to_num_(nan=0.0)
         return (picture - ADAM_RATE * move).clamp_(0, 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is remembered, by name; nothing writes to it later."""
+        kept = {"count": torch.tensor(self.count)}
+        if self.mean is not None and self.square is not None:
+            kept |= {"mean": self.mean.clone(), "square": self.square.clone()}
+        return kept
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remember what `tensors` gave. Raises KeyError when some of it is missing."""
+        self.count = int(tensors["count"])
+        self.mean = self.square = None
+        if self.count:
+            self.mean = tensors["mean"].clone()
+            self.square = tensors["square"].clone()
 
 
 def build_optimizer(settings: JobSettings, pixels: int) -> Optimizer:

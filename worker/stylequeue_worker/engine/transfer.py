@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylequeue_shared.errors import NumericalError
+from stylequeue_shared.errors import BadState, NumericalError
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_worker.engine.network import LossNetwork
 from stylequeue_worker.engine.objective import Losses, Objective
-from stylequeue_worker.engine.optimizers import build_optimizer
+from stylequeue_worker.engine.optimizers import Optimizer, build_optimizer
+from stylequeue_worker.engine.state import State
+
+PICTURE = "picture"
+PREFIX = "optimizer."
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,19 @@ class Step:
     content_loss: float
     image: Tensor
     tv_loss: float = 0.0
+    optimizer: Optimizer | None = None
 
     @property
     def loss(self) -> float:
         """The objective: the sum of the weighted losses."""
         return self.style_loss + self.content_loss + self.tv_loss
+
+    def state(self) -> State:
+        """Return where the run stands. Ask before the next step is asked for."""
+        assert self.optimizer is not None
+        remembered = self.optimizer.tensors()
+        tensors = {f"{PREFIX}{name}": tensor for name, tensor in remembered.items()}
+        return State(self.number, {PICTURE: self.image, **tensors})
 
 
 def transfer(
@@ -41,22 +53,29 @@ def transfer(
     content: Tensor,
     styles: Sequence[Tensor],
     settings: JobSettings,
+    state: State | None = None,
 ) -> Iterator[Step]:
-    """Yield `settings.steps` steps, each computed only when it is asked for.
+    """Yield the steps up to `settings.steps`, each computed only when it is asked for.
 
     Content and styles are pictures (1, 3, h, w) in 0..1 on any device; the result is
-    of the content's size. Raises NumericalError if a loss or gradient is not finite.
+    of the content's size. With the state of an earlier run of the same job it goes on
+    after that state's step, as that run would have.
+    Raises NumericalError if a loss or gradient is not finite, and BadState when the
+    state is not one of this job.
     """
     content = content.to(network.device, network.dtype)
     styles = [style.to(network.device, network.dtype) for style in styles]
     objective = Objective(network, content, styles, settings)
     optimizer = build_optimizer(settings, content.shape[-2] * content.shape[-1])
-    picture = first_picture(content, styles, settings)
-    for number in range(1, settings.steps + 1):
+    if state is None:
+        picture, done = first_picture(content, styles, settings), 0
+    else:
+        picture, done = _restored(optimizer, state, content), state.step
+    for number in range(done + 1, settings.steps + 1):
         losses, gradient = objective.gradient(picture)
         style, content_loss, tv = _checked(losses, gradient, number)
         picture = optimizer.step(picture, gradient, style + content_loss + tv)
-        yield Step(number, style, content_loss, picture, tv)
+        yield Step(number, style, content_loss, picture, tv, optimizer)
 
 
 def first_picture(
@@ -72,6 +91,27 @@ def first_picture(
     generator = torch.Generator().manual_seed(settings.seed)
     noise = torch.rand(content.shape, generator=generator)
     return noise.to(content.device, content.dtype)
+
+
+def _restored(optimizer: Optimizer, state: State, content: Tensor) -> Tensor:
+    """Put the state back; return the picture."""
+    tensors = {name: one.to(content.device) for name, one in state.tensors.items()}
+    remembered = {
+        name.removeprefix(PREFIX): one
+        for name, one in tensors.items()
+        if name.startswith(PREFIX)
+    }
+    try:
+        optimizer.restore(remembered)
+        picture = tensors[PICTURE]
+    except KeyError as missing:
+        raise BadState(f"the state has no {missing}, which this job needs") from None
+    if (picture.shape, picture.dtype) != (content.shape, content.dtype):
+        raise BadState(
+            f"the state's picture is {tuple(picture.shape)} of {picture.dtype}, "
+            f"this job's {tuple(content.shape)} of {content.dtype}"
+        )
+    return picture
 
 
 def _covering(style: Tensor, content: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""Where an optimisation stands: enough to go on from, bit for bit."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from stylequeue_shared.errors import BadState
+
+FORMAT = 1
+# Grows with every change that makes the same state go on to another picture.
+ENGINE = 1
+HEADER = "stylequeue"
+
+
+@dataclass(frozen=True)
+class State:
+    """An optimisation after `step`: the picture, and what its optimiser remembers.
+
+    The tensors are those of the run itself, which never writes to them again. Names
+    of L-BFGS's pairs count on, so that of two states of one run a tensor of the same
+    name is the same.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+
+
+def encode(state: State) -> bytes:
+    """Return the state as a safetensors file with its step, format and engine."""
+    header = {"format": FORMAT, "engine": ENGINE, "step": state.step}
+    # The file may not hold one piece of memory under two names.
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in state.tensors.items()
+    }
+    return safetensors.torch.save(tensors, {HEADER: json.dumps(header)})
+
+
+def decode(data: bytes) -> State:
+    """Read what `encode` wrote.
+
+    Raises BadState for what is no state, or one of another format or engine.
+    """
+    try:
+        header = _header(data)
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BadState(f"not a saved state ({type(error).__name__})") from None
+    found = (header.get("format"), header.get("engine"))
+    if found != (FORMAT, ENGINE) or not isinstance(header.get("step"), int):
+        raise BadState(
+            f"found a state of format and engine {found}; this engine reads "
+            f"{(FORMAT, ENGINE)}"
+        )
+    return State(header["step"], tensors)
+
+
+def _header(data: bytes) -> dict[str, int]:
+    # safetensors gives the metadata of a file on disk only: length, then JSON.
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    header: dict[str, int] = json.loads(metadata[HEADER])
+    return header
