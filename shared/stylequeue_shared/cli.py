@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from stylequeue_shared.errors import BadConfiguration, StyleQueueError
 from stylequeue_shared.settings import Settings, load_settings
 
+PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # What tells whether a part of the installation is there.
 EXTRAS = {
     "web": ("flask", "gunicorn"),
@@ -91,6 +93,49 @@ def migrate() -> None:
     from stylequeue_shared.preflight import migrate_database
 
     migrate_database(settings)
+
+
+def _with_job_settings(command: click.Command) -> click.Command:
+    """Give a command an option for each setting of a job, from their one model."""
+    from stylequeue_shared.job_settings import JobSettings
+
+    for name, field in JobSettings.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        default = None if field.is_required() else field.default
+        if isinstance(default, tuple):
+            default = ",".join(default)
+        text = f"{field.description}" + (f"  [{default}]" if default else "")
+        command.params.append(click.Option([option, name], help=text))
+    return command
+
+
+@_with_job_settings
+@main.command()
+@click.argument("content", type=PICTURE)
+@click.argument("styles", type=PICTURE, nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="PNG or JPEG.",
+)
+@click.option("--save-every", type=click.IntRange(1), help="Steps between saved files.")
+def render(
+    content: Path,
+    styles: tuple[Path, ...],
+    output: Path,
+    save_every: int | None,
+    **texts: str | None,
+) -> None:
+    """Paint CONTENT in the style of STYLES, without any server."""
+    settings = _settings()
+    _require("worker")
+    from stylequeue_shared.job_settings import read_options
+    from stylequeue_worker.render import render
+
+    given = read_options(texts)
+    sys.exit(render(settings, content, styles, output, given, save_every))
 
 
 def _settings() -> Settings:

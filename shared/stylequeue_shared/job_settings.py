@@ -301,8 +301,7 @@ def check_fits(
     Raises InvalidPicture naming the field, what was found and what is allowed.
     """
     pictures = [("content", content, settings.image_size)]
-    for number, style in enumerate(styles):
-        field = "style" if len(styles) == 1 else f"style[{number}]"
+    for field, style in zip(style_fields(len(styles)), styles, strict=True):
         pictures.append((field, style, settings.style_size or settings.image_size))
     for field, (width, height), size in pictures:
         shorter = min(fit((width, height), size))
@@ -313,6 +312,29 @@ def check_fits(
                 f"{settings.minimum_side}",
                 field=field,
             )
+
+
+def style_fields(count: int) -> list[str]:
+    """Return how errors call each of so many style pictures."""
+    return ["style"] if count == 1 else [f"style[{number}]" for number in range(count)]
+
+
+def read_options(texts: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return settings that were given as texts, lists with commas, as JSON values."""
+    given: dict[str, Any] = {}
+    for name, text in texts.items():
+        if text is not None:
+            is_list = "tuple" in str(JobSettings.model_fields[name].annotation)
+            parts = [_as_json(part.strip()) for part in text.split(",")]
+            given[name] = parts if is_list else _as_json(text)
+    return given
+
+
+def _as_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _too_deep() -> InvalidSetting:

@@ -24,7 +24,7 @@ def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str
 def test_the_command_lists_its_subcommands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for name in ("up", "web", "worker", "housekeeper", "migrate"):
+    for name in ("up", "web", "worker", "housekeeper", "migrate", "render"):
         assert f"  {name} " in done.stdout
 
 

@@ -11,6 +11,7 @@ from stylequeue_shared.errors import InvalidSetting
 from stylequeue_shared.job_settings import (
     PRESETS,
     JobSettings,
+    read_options,
 )
 from stylequeue_shared.layers import LAYERS
 from tests.shared.choosing import complete, refused
@@ -183,3 +184,15 @@ def test_a_long_value_is_shown_cut_short() -> None:
     error = refused(json.dumps({"init": "x" * 10_000}))
     assert "x" * 79 in error.message
     assert "x" * 80 not in error.message
+
+
+def test_options_of_a_command_line_are_read_as_json_and_lists_by_their_commas() -> None:
+    given = {
+        **{"steps": "12", "preset": "quick", "tv_weight": "0.5", "seed": None},
+        **{"style_blend": "1, 2", "content_layers": "conv1_1,conv2_2"},
+        **{"style_layers": "relu1_1"},
+    }
+    assert read_options(given) == {
+        **{"steps": 12, "preset": "quick", "tv_weight": 0.5, "style_blend": [1, 2]},
+        **{"content_layers": ["conv1_1", "conv2_2"], "style_layers": ["relu1_1"]},
+    }

@@ -15,6 +15,7 @@ from stylequeue_shared.job_settings import (
     check_fits,
     complete_settings,
     parse_settings,
+    style_fields,
 )
 from stylequeue_web.services import Services
 from stylequeue_web.uploads import is_cut_off
@@ -47,7 +48,7 @@ def submit(
         max_image_size=installation.max_image_size,
         max_steps=installation.max_steps,
     )
-    fields = ["content", *_style_fields(len(styles))]
+    fields = ["content", *style_fields(len(styles))]
     with TemporaryDirectory(prefix="stylequeue-") as folder:
         paths = [Path(folder, str(number)) for number in range(len(fields))]
         found = [
@@ -82,10 +83,6 @@ def _refuse_without_room(services: Services) -> None:
             f"The store has {free / 1e6:.0f} MB of free space; at least "
             f"{FREE_BYTES_FLOOR / 1e6:.0f} MB are needed to take a job."
         )
-
-
-def _style_fields(count: int) -> list[str]:
-    return ["style"] if count == 1 else [f"style[{number}]" for number in range(count)]
 
 
 def _inspect(

@@ -1,5 +1,9 @@
 """Between Pillow's pictures (8-bit sRGB) and the engine's tensors (0..1)."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -39,6 +43,17 @@ def finish(image: Tensor, content: Image.Image, settings: JobSettings) -> Image.
         painted = with_colours_of(painted, to_tensor(original)[0])
     pixels = painted.clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGB")
+
+
+def description(settings: JobSettings, made_with: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a picture says of itself, in its PNG text chunks."""
+    parts = {name: str(value) for name, value in made_with.items()}
+    return {
+        "Software": f"StyleQueue {parts.pop('stylequeue', '')}".strip(),
+        "settings": json.dumps(settings.model_dump(mode="json")),
+        "seed": str(settings.seed),
+        **parts,
+    }
 
 
 def with_colours_of(painted: Tensor, content: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Runs one attempt of a job, from the claim to its end."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -238,21 +237,10 @@ class Attempt:
 
     def _put(self, key: str, picture: Image.Image) -> None:
         """Store a picture and its preview."""
-        self._store.put(key, images.encode_png(picture, self._text()))
+        text = pictures.description(self._settings, self._painter.made_with)
+        self._store.put(key, images.encode_png(picture, text))
         preview = images.encode_jpeg(images.shrink(picture, PREVIEW_SIZE))
         self._store.put(rendition_key(key, PREVIEW_SIZE), preview)
-
-    def _text(self) -> dict[str, str]:
-        """What the picture says of itself, in its PNG text chunks."""
-        made_with = {
-            name: str(value) for name, value in self._painter.made_with.items()
-        }
-        return {
-            "Software": f"StyleQueue {made_with.pop('stylequeue', '')}".strip(),
-            "settings": json.dumps(self._settings.model_dump(mode="json")),
-            "seed": str(self._settings.seed),
-            **{name: str(value) for name, value in made_with.items()},
-        }
 
     def _failed(self, error: StyleQueueError) -> tuple[str, End]:
         self._painter.recover()
