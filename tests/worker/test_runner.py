@@ -12,7 +12,7 @@ from PIL import Image
 from sqlalchemy import select, update
 
 from stylequeue_shared import jobs
-from stylequeue_shared.artefacts import rendition_key
+from stylequeue_shared.artefacts import PREVIEW_SIZE, rendition_key
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import DiskFull, NumericalError
 from stylequeue_shared.job_settings import JobSettings
@@ -361,6 +361,32 @@ def test_an_error_of_ours_is_told_as_it_is(bench: Bench) -> None:
     row = bench.row(job)
     assert (row.error_code, row.error_fault) == ("not_finite", "ours")
     assert row.error_message == "step 2: the style loss is not finite (nan)"
+
+
+def test_a_job_that_fails_on_the_way_shows_its_newest_picture(bench: Bench) -> None:
+    def explode() -> None:
+        raise NumericalError("step 3: the style loss is not finite (nan)")
+
+    job = bench.submit(steps=4, snapshot_every=4)
+    bench.engine.at[3] = explode
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.result_partial) == ("failed", True)
+    assert (row.result_width, row.result_height) == (64, 48)
+    with Image.open(io.BytesIO(bench.store.get(row.result_key))) as picture:
+        assert picture.size == (64, 48)
+    assert bench.store.exists(rendition_key(row.result_key, PREVIEW_SIZE))
+
+
+def test_a_job_that_fails_before_its_first_step_shows_none(bench: Bench) -> None:
+    def explode() -> None:
+        raise NumericalError("step 1: the style loss is not finite (nan)")
+
+    job = bench.submit()
+    bench.engine.at[1] = explode
+    bench.runner.run_next()
+    assert bench.row(job).state == "failed"
+    assert bench.row(job).result_key is None
 
 
 def test_a_picture_that_is_none_is_the_users_fault(bench: Bench) -> None:

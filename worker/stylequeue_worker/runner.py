@@ -127,6 +127,7 @@ class Attempt:
         self._painter = painter
         self._draining = draining
         self._clock = Clock(held.settings.steps)
+        self._newest: tuple[Step, Image.Image] | None = None
 
     def run(self) -> None:
         """Paint, and end the job one way or another. Raises LeaseLost."""
@@ -149,6 +150,7 @@ class Attempt:
         self._describe()
         steps = self._painter.paint(content, styles, self._settings)
         while (step := self._clock.next(steps)) is not None:
+            self._newest = step, content
             progress = self._clock.progress(step)
             self._lease.report(progress)
             self._lease.check()
@@ -245,7 +247,22 @@ class Attempt:
     def _failed(self, error: StyleQueueError) -> tuple[str, End]:
         self._painter.recover()
         log.error("job_fails", code=error.code, exc_info=error.__cause__ or error)
-        return "job_failed", partial(_fail, error)
+        return "job_failed", partial(_fail, error, self._partial())
+
+    def _partial(self) -> jobs.Result | None:
+        """Store the newest picture of a job that fails: better than none at all."""
+        if self._newest is None:
+            return None
+        step, content = self._newest
+        key = result_key(self._held.job_id, self._held.attempt)
+        try:
+            picture = pictures.finish(step.image, content, self._settings)
+            self._put(key, picture)
+        except Exception:
+            # Whatever ended the job may be in the way of this, too.
+            log.warning("partial_result_dropped", step=step.number, exc_info=True)
+            return None
+        return jobs.Result(key, picture.width, picture.height, partial=True)
 
     def _land(self, event: str, end: End) -> None:
         """Write the end of the job, however long the database is away."""
@@ -322,8 +339,10 @@ def _succeed(
     jobs.succeed(db, held, progress, result)
 
 
-def _fail(error: StyleQueueError, db: Database, held: jobs.Claim) -> None:
-    jobs.fail(db, held, error)
+def _fail(
+    error: StyleQueueError, partial: jobs.Result | None, db: Database, held: jobs.Claim
+) -> None:
+    jobs.fail(db, held, error, partial)
 
 
 # -- Errors for the person who waits --------------------------------------------------
