@@ -25,13 +25,9 @@ class Sample:
 OWN = "Painted by StyleQueue's own code"
 # File names in scikit-image's wheel: only the files are used, never the module.
 PHOTOGRAPHS = {
-    Sample("cat", "Chelsea the cat", "content", "Stéfan van der Walt, CC0"): (
-        "chelsea.png"
-    ),
-    Sample("coffee", "A cup of coffee", "content", "Rachel Michetti, CC0"): (
-        "coffee.png"
-    ),
-    Sample("astronaut", "Eileen Collins", "content", "NASA, public domain"): (
+    Sample("cat", "Chelsea the cat", "content", "scikit-image, CC0"): "chelsea.png",
+    Sample("coffee", "A cup of coffee", "content", "scikit-image, CC0"): "coffee.png",
+    Sample("astronaut", "An astronaut", "content", "NASA, public domain"): (
         "astronaut.png"
     ),
     Sample(
