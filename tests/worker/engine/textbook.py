@@ -18,6 +18,8 @@ INDEX = {
     "3_4": 16, "4_1": 19, "4_2": 21, "4_3": 23, "4_4": 25, "5_1": 28, "5_2": 30,
     "5_3": 32, "5_4": 34,
 }  # fmt: skip
+# What average pooling is multiplied by.
+SCALE = {"2_1": 1.26, "3_1": 1.74, "4_1": 1.51, "5_1": 2.19}
 
 
 def all_features(
@@ -42,7 +44,7 @@ def all_features(
                     for j in (0, 1)
                 ]
             )
-            x = windows.amax(0) if pooling == "max" else windows.mean(0)
+            x = windows.amax(0) if pooling == "max" else SCALE[place] * windows.mean(0)
         if 0 in x.shape:
             break
         kernel = weights.state[f"features.{index}.weight"].to(dtype)

@@ -1,10 +1,11 @@
 """VGG-19 as a loss network: frozen, its features divided by their mean activation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
@@ -12,14 +13,32 @@ from stylequeue_shared.layers import LAYERS, block_of
 from stylequeue_worker.calibration import convolutions
 from stylequeue_worker.weights import Weights
 
-POOLINGS: Mapping[str, Callable[..., Tensor]] = {
-    "max": F.max_pool2d,
-    "average": F.avg_pool2d,
-}
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution: kernel (C', C, 3, 3) and bias (C',).
+
+    `turned` (C, C', 3, 3) is the kernel that takes a gradient back.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor
+    turned: Tensor
+
+    @property
+    def relu(self) -> str:
+        """The name of the ReLU that follows."""
+        return self.name.replace("conv", "relu")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooling stands before it."""
+        return self.name.endswith("_1") and self.name != "conv1_1"
 
 
 class LossNetwork(nn.Module):
-    """Gives features at any layers; computes nothing past the deepest of them."""
+    """The convolutions of VGG-19, frozen; bands.py runs a picture through them."""
 
     mean: Tensor
 
@@ -40,30 +59,26 @@ class LossNetwork(nn.Module):
         """The precision of weights and features."""
         return next(self.parameters()).dtype
 
-    def forward(
-        self, picture: Tensor, layers: Sequence[str], pooling: str = "max"
-    ) -> dict[str, Tensor]:
-        """Return the features of a picture (1, 3, H, W) at `layers` (1, C, h, w)."""
-        pool = POOLINGS[pooling]
+    def up_to(self, layers: Sequence[str]) -> list[Layer]:
+        """Return the convolutions down to the deepest of `layers`, and no further."""
         deepest = max(map(LAYERS.index, layers))
-        found: dict[str, Tensor] = {}
-        # Zeros pad the centred picture, as in training, so the mean cannot be folded
-        # into the first bias.
-        x = (picture - self.mean).contiguous(memory_format=torch.channels_last)
-        modules = iter(self.features)
-        for position, layer in enumerate(LAYERS[: deepest + 1]):
-            module = next(modules)
-            if isinstance(module, nn.MaxPool2d):
-                x = pool(x, 2)
-                module = next(modules)
-            if isinstance(module, nn.ReLU):
-                # In place saves a pass over memory, but would change a layer read.
-                x = F.relu(x, inplace=LAYERS[position - 1] not in found)
-            else:
-                x = module(x)
-            if layer in layers:
-                found[layer] = x
-        return found
+        return self._layers[: deepest // 2 + 1]
+
+    @cached_property
+    def _layers(self) -> list[Layer]:
+        return [
+            _layer(name, module.weight, module.bias)
+            for name, index in convolutions()
+            if isinstance(module := self.features[index], nn.Conv2d)
+        ]
+
+
+def _layer(name: str, weight: Tensor, bias: Tensor | None) -> Layer:
+    assert bias is not None
+    turned = weight.flip(2, 3).transpose(0, 1)
+    return Layer(
+        name, weight, bias, turned.contiguous(memory_format=torch.channels_last)
+    )
 
 
 def build_network(

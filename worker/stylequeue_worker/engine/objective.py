@@ -13,18 +13,31 @@ after Gatys, Ecker, Bethge, Image Style Transfer Using Convolutional Neural Netw
 (CVPR 2016). Departures: they divide the content loss by 2 and the style loss by
 4 b^2 (c d)^2 and by the number of layers; here all are means, as in the textbook form
 that PyTorch's tutorial made common. The features are normalised: see network.py.
+
+The gradient is by hand, since a Gram matrix is a sum over all places: one pass over
+bands of the picture gathers the sums, a second takes each band's gradient back. With
+T_s the targets, t the content's features, and all of G and T_s symmetric,
+
+    at F_l   4 / (b^2 a b c d) style_weight sum_s blend_s (G_l - T_s) F_l
+           + 2 / (a b c d) content_weight (F_l - t_l)
+
+which is one product for each Gram matrix and one for its gradient.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.layers import LAYERS
+from stylequeue_worker.engine.bands import Backward, Bands, Forward
 from stylequeue_worker.engine.network import LossNetwork
+from stylequeue_worker.engine.sums import GramSums, SquareSums
 
 
 class Losses(NamedTuple):
@@ -33,6 +46,24 @@ class Losses(NamedTuple):
     style: Tensor
     content: Tensor
     tv: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a picture is worked on: the same for every step of a job.
+
+    rows   height of a band, a multiple of the deepest layer's stride; None: all
+    held   bands whose features are kept at a time; None: all. What is not kept is
+           computed a second time
+    half   whether the content's features are kept in half precision
+    """
+
+    rows: int | None = None
+    held: int | None = None
+    half: bool = False
+
+
+WHOLE = Memory()
 
 
 class Objective:
@@ -44,109 +75,187 @@ class Objective:
         content: Tensor,
         styles: Sequence[Tensor],
         settings: JobSettings,
+        memory: Memory = WHOLE,
     ) -> None:
         self.network = network
         self.settings = settings
+        self.memory = memory
+        # Sums are kept in the picture's precision, also where the network's is lower.
+        self.exact = content.dtype
         self.blend = torch.tensor(
-            settings.blend(len(styles)), dtype=network.dtype, device=network.device
-        )
-        with torch.no_grad():
-            self.content_targets = self._features(content, settings.content_layers)
-            # One style after the other, so that the features of one are held at a time.
-            grams = [self._grams(style) for style in styles]
-            self.style_targets = {
-                layer: torch.stack([of_style[layer] for of_style in grams])
-                for layer in settings.style_layers
-            }
+            settings.blend(len(styles)), dtype=self.exact, device=network.device
+        ).view(-1, 1, 1)
+        self.content_targets = self._content_targets(content)
+        grams = [self._grams(style) for style in styles]
+        self.style_targets = {
+            layer: torch.stack([of_style[layer] for of_style in grams])
+            for layer in settings.style_layers
+        }
 
-    def __call__(self, picture: Tensor) -> Losses:
-        """Return the weighted losses of a picture, from one forward pass."""
-        features = self._features(picture, self.settings.layers)
-        return Losses(
-            self.settings.style_weight * self._style_loss(features),
-            self.settings.content_weight * self._content_loss(features),
-            self.settings.tv_weight * total_variation(picture),
-        )
-
+    @torch.no_grad()
     def gradient(self, picture: Tensor) -> tuple[Losses, Tensor]:
-        """Return the losses of a picture and the gradient of their sum."""
-        picture = picture.detach().requires_grad_()
-        losses = self(picture)
-        (gradient,) = torch.autograd.grad(
-            losses.style + losses.content + losses.tv, picture
-        )
-        return Losses(*(loss.detach() for loss in losses)), gradient
+        """Return the losses of a picture (1, 3, H, W) and the gradient of their sum."""
+        evaluation = Evaluation(self, picture)
+        style, content = evaluation.gather()
+        gradient = evaluation.take_back()
+        tv = picture.new_zeros(())
+        if self.settings.tv_weight:
+            tv = self.settings.tv_weight * total_variation(picture)
+            add_variation_gradient(picture, self.settings.tv_weight, gradient)
+        return Losses(style, content, tv), gradient
 
-    def _features(self, picture: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        features: dict[str, Tensor]
-        features = self.network(picture, layers, self.settings.pooling)
-        return features
+    def bands(self, picture: Tensor, layers: Sequence[str]) -> Bands:
+        """Return how a picture is cut for reading `layers`."""
+        height = picture.shape[-2]
+        return Bands(self.network.up_to(layers), height, self.memory.rows or height)
 
+    @torch.no_grad()
+    def _content_targets(self, content: Tensor) -> list[dict[str, Tensor]]:
+        """Return, by band, the content's features."""
+        # Cut as the picture will be, for layers that may lie deeper.
+        bands = self.bands(content, self.settings.layers)
+        layers = self.settings.content_layers
+        halve = self.memory.half and self.network.dtype == torch.float32
+        return [
+            {
+                layer: found.half() if halve else found.clone()
+                for layer, found in features.items()
+            }
+            for features in self._features(content, layers, bands)
+        ]
+
+    @torch.no_grad()
     def _grams(self, style: Tensor) -> dict[str, Tensor]:
-        features = self._features(style, self.settings.style_layers)
-        return {layer: gram(read) for layer, read in features.items()}
+        """Return a style's Gram matrices; a band's features are held at a time."""
+        layers = self.settings.style_layers
+        sums = GramSums(self.exact)
+        for features in self._features(style, layers, self.bands(style, layers)):
+            sums.add(features)
+        return sums.grams()
 
-    def _content_loss(self, features: dict[str, Tensor]) -> Tensor:
-        losses = [
-            F.mse_loss(features[layer], target)
-            for layer, target in self.content_targets.items()
-        ]
-        return torch.stack(losses).sum()
-
-    def _style_loss(self, features: dict[str, Tensor]) -> Tensor:
-        losses = [
-            GramDistance.apply(features[layer], targets, self.blend)
-            for layer, targets in self.style_targets.items()
-        ]
-        return torch.stack(losses).sum()
+    def _features(
+        self, picture: Tensor, layers: Sequence[str], bands: Bands
+    ) -> Iterator[dict[str, Tensor]]:
+        forward = Forward(self.network, layers, self.settings.pooling, bands)
+        for number in range(bands.count):
+            yield named(forward.band(picture, number), layers)
 
 
-class GramDistance(torch.autograd.Function):
-    """How far a layer's Gram matrix is from its targets; the gradient is by hand.
+class Evaluation:
+    """One evaluation of style and content loss: two passes over a picture's bands."""
 
-    With F (c d, b), n = a b c d, G = F^T F / n and the targets T_s of shares blend_s
+    def __init__(self, objective: Objective, picture: Tensor) -> None:
+        self._objective = objective
+        self._picture = picture
+        settings = self._settings = objective.settings
+        bands = self._bands = objective.bands(picture, settings.layers)
+        self._held = objective.memory.held or bands.count
+        run = (objective.network, settings.layers, settings.pooling, bands)
+        self._forward, self._backward = Forward(*run), Backward(*run)
+        # By number of the band: its features, and where to begin to read it again.
+        self._kept: dict[int, list[Tensor]] = {}
+        self._tails: dict[int, list[Tensor | None]] = {}
+        # By layer: the factors of the gradient's formula.
+        self._slopes: dict[str, Tensor] = {}
+        self._pulls: dict[str, float] = {}
 
-        L = sum_s blend_s mse(G, T_s)    dL/dF = 4 / (n b^2) F sum_s blend_s (G - T_s)
+    def gather(self) -> tuple[Tensor, Tensor]:
+        """Return the weighted style and content loss."""
+        settings, count = self._settings, self._bands.count
+        grams = GramSums(self._objective.exact)
+        squares = SquareSums(self._objective.exact)
+        for number in range(count):
+            if number == 0 or (count - number) % self._held == 0:
+                self._tails[number] = list(self._forward.tails)
+            found = self._forward.band(self._picture, number)
+            if number >= count - self._held:
+                self._kept[number] = found
+            features = named(found, settings.layers)
+            grams.add({layer: features[layer] for layer in settings.style_layers})
+            squares.add(features, self._objective.content_targets[number])
+        self._pulls = {
+            layer: 2 * settings.content_weight / places
+            for layer, places in squares.places.items()
+        }
+        return self._style_loss(grams), settings.content_weight * squares.means().sum()
 
-    as all of G and T_s are symmetric: one product forward and one backward. Autograd
-    takes two backward, one for each F, and adds them.
-    """
+    def take_back(self) -> Tensor:
+        """Return the gradient of both losses at the picture."""
+        gradient = torch.empty_like(self._picture)
+        for number in reversed(range(self._bands.count)):
+            if number not in self._kept:
+                self._read_again(number)
+            rows = slice(*self._bands.picture[number : number + 2])
+            pull = partial(self._pull, self._objective.content_targets[number])
+            gradient[..., rows, :] = self._backward.band(
+                self._kept.pop(number), number, pull
+            )
+        return gradient
 
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, targets: Tensor, blend: Tensor) -> Tensor:
-        """Return the distance of features (1, b, c, d) from targets (s, b, b)."""
-        flat = _flat(features)
-        off = flat.T @ flat / features.numel() - targets
-        share = blend.view(-1, 1, 1)
-        slope = (share * off).sum(0) * (4 / (features.numel() * off[0].numel()))
-        ctx.save_for_backward(flat, slope)
-        ctx.shape = features.shape
-        return (share * off.square()).sum() / off[0].numel()
+    def _style_loss(self, sums: GramSums) -> Tensor:
+        """Return the weighted style loss; note the slope of each layer, (b, b)."""
+        weight, blend = self._settings.style_weight, self._objective.blend
+        losses = []
+        for layer, found in sums.grams().items():
+            off = found - self._objective.style_targets[layer]
+            losses.append((blend * off.square()).sum() / found.numel())
+            slope = 4 * weight / (found.numel() * sums.places[layer])
+            self._slopes[layer] = (slope * (blend * off).sum(0)).to(
+                self._objective.network.dtype
+            )
+        return weight * torch.stack(losses).sum()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient at the features."""
-        flat, slope = ctx.saved_tensors
-        _, channels, height, width = ctx.shape
-        gradient = (flat @ (upstream * slope)).view(1, height, width, channels)
-        return gradient.permute(0, 3, 1, 2), None, None
+    def _pull(
+        self, targets: Mapping[str, Tensor], layer: str, features: Tensor
+    ) -> Tensor | None:
+        """Return the losses' gradient at a layer's features in one band."""
+        pull: Tensor | None = None
+        if layer.startswith("relu") and layer in self._settings.layers:
+            features = F.relu(features)
+        if layer in self._slopes:
+            # A 1 x 1 convolution: the product of slope and features at every place.
+            pull = F.conv2d(features, self._slopes[layer][..., None, None])
+        if layer in targets:
+            off = (features - targets[layer]).to(features.dtype)
+            factor = self._pulls[layer]
+            pull = off * factor if pull is None else pull.add_(off, alpha=factor)
+        return pull
+
+    def _read_again(self, number: int) -> None:
+        """Read the band once more, and those above it that can be held with it."""
+        first = max(0, number + 1 - self._held)
+        self._forward.tails = self._tails.pop(first)
+        for again in range(first, number + 1):
+            self._kept[again] = self._forward.band(self._picture, again)
 
 
-def gram(features: Tensor) -> Tensor:
-    """Return the Gram matrix (b, b) of features (1, b, c, d), divided by b c d."""
-    flat = _flat(features)
-    return flat.T @ flat / features.numel()
-
-
-def _flat(features: Tensor) -> Tensor:
-    """Return positions by channels; of channels-last features without a copy."""
-    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+def named(found: Sequence[Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+    """Return what `layers` give, of the features by convolution."""
+    features = {}
+    for layer in layers:
+        features[layer] = found[LAYERS.index(layer) // 2]
+        if layer.startswith("relu"):
+            features[layer] = F.relu(features[layer])
+    return features
 
 
 def total_variation(picture: Tensor) -> Tensor:
     """Return the mean squared difference of neighbours, down plus across."""
-    down = (picture[..., 1:, :] - picture[..., :-1, :]).square()
-    across = (picture[..., 1:] - picture[..., :-1]).square()
+    down, across = _differences(picture)
     # A picture one pixel wide has no neighbours across; the mean of none is NaN.
-    return down.sum() / max(1, down.numel()) + across.sum() / max(1, across.numel())
+    return down.square().sum() / max(1, down.numel()) + across.square().sum() / max(
+        1, across.numel()
+    )
+
+
+def add_variation_gradient(picture: Tensor, weight: float, gradient: Tensor) -> None:
+    """Add `weight` times the gradient of the total variation."""
+    for axis, off in zip((-2, -1), _differences(picture), strict=True):
+        off = off * (2 * weight / max(1, off.numel()))
+        size = picture.shape[axis]
+        gradient.narrow(axis, 1, size - 1).add_(off)
+        gradient.narrow(axis, 0, size - 1).sub_(off)
+
+
+def _differences(picture: Tensor) -> tuple[Tensor, Tensor]:
+    return picture.diff(dim=-2), picture.diff(dim=-1)
