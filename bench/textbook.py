@@ -30,8 +30,8 @@ from bench import machine
 from bench.classic import SHIPPED
 from stylequeue_shared.job_settings import JobSettings, complete_settings
 from stylequeue_shared.layers import LAYERS
+from stylequeue_shared.plans import HISTORY_AT_MOST
 from stylequeue_worker.engine.network import LossNetwork, build_network
-from stylequeue_worker.engine.optimizers import HISTORY
 from stylequeue_worker.engine.transfer import transfer
 from stylequeue_worker.pictures import content_tensor
 from stylequeue_worker.weights import load_weights
@@ -169,7 +169,7 @@ def ours(
 ) -> Step:
     """Return our own next step, with a full history behind it."""
     steps = transfer(network, content, [style], job)
-    for _ in range(HISTORY + 2):
+    for _ in range(HISTORY_AT_MOST + 2):
         next(steps)
     return lambda: next(steps)
 

@@ -9,10 +9,11 @@ StyleQueueError
 |- MachineError              this machine cannot do it now; another one, or later, may
 |  |- QueueFull              too many jobs wait already
 |  |- DiskFull               the store is below its floor of free space
+|  |- NothingFits            the job does not fit into the worker's memory
 |  `- LeaseLost              the job belongs to another attempt by now
 `- OurError                  a defect or a bad set-up of ours
    |- BadConfiguration       an environment variable is missing or wrong
-   |- NumericalError         a loss or gradient was not finite
+   |- NumericalError         losses or gradients stayed without finite values
    `- BadState               a saved state cannot be gone on from
 """
 
@@ -82,6 +83,12 @@ class DiskFull(MachineError):
     retry_after = 300
 
 
+class NothingFits(MachineError):
+    """Raised in a worker when a job does not fit into its memory budget."""
+
+    code = "nothing_fits"
+
+
 class LeaseLost(MachineError):
     """Raised in a worker when its job belongs to another attempt by now."""
 
@@ -101,7 +108,7 @@ class BadConfiguration(OurError):
 
 
 class NumericalError(OurError):
-    """Raised when a loss or a gradient is not finite."""
+    """Raised when losses or gradients stay without finite values."""
 
     code = "not_finite"
 

@@ -136,6 +136,35 @@ class JobSettings(BaseModel):
         description="L-BFGS needs fewer steps, Adam less memory.",
         json_schema_extra={"advanced": True},
     )
+    preconditioner: Literal["none", "frequency"] = Field(
+        "none",
+        title="Preconditioner",
+        description="frequency: L-BFGS takes larger steps in coarse structure than in "
+        "fine, and needs fewer of them.",
+        json_schema_extra={"advanced": True},
+    )
+    precision: Literal["float32", "mixed"] = Field(
+        "float32",
+        title="Precision",
+        description="mixed: the first steps are computed in bfloat16, where the "
+        "device is fast in it, and the others in float32.",
+        json_schema_extra={"advanced": True},
+    )
+    scales: int = Field(
+        1,
+        ge=1,
+        le=6,
+        title="Scales",
+        description="Coarse to fine: so many sizes, each twice the one before; the "
+        "last is image_size. The first take most of the steps.",
+        json_schema_extra={"advanced": True},
+    )
+    stop_when_flat: bool = Field(
+        False,
+        title="Stop when flat",
+        description="End before the last step when the loss hardly falls any more.",
+        json_schema_extra={"advanced": True},
+    )
     pooling: Literal["max", "average"] = Field(
         "max",
         title="Pooling",

@@ -54,6 +54,8 @@ class Claim:
     settings: JobSettings
     content_sha: str
     style_shas: tuple[str, ...]
+    # What an earlier attempt noted of the job: its memory budget holds for all.
+    made_with: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ def claim(database: Database, worker: str, *, lease_seconds: float) -> Claim | N
                 connection.execute(here.values(**_unreadable(error)))
                 continue
             shas = _styles_of(connection, row.id)
-            return Claim(row.id, row.attempt, settings, row.content_sha, shas)
+            return Claim(
+                row.id, row.attempt, settings, row.content_sha, shas, row.made_with
+            )
     return None
 
 
@@ -222,7 +226,7 @@ def _take_turn(connection: Connection, worker: str, lease_seconds: float) -> Any
             # A job that ran before starts again; null stands for "never a step".
             step=case((Job.step.is_(None), null()), else_=0),
         )
-        .returning(Job.id, Job.attempt, Job.settings, Job.content_sha)
+        .returning(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with)
     ).one_or_none()
     if row is not None:
         # No row may name a file of an older attempt.
@@ -286,11 +290,15 @@ def add_snapshot(database: Database, held: Claim, key: str, progress: Progress) 
 
 
 def succeed(
-    database: Database, held: Claim, progress: Progress, result: Result
+    database: Database,
+    held: Claim,
+    progress: Progress,
+    result: Result,
+    stop_reason: str = "completed",
 ) -> None:
     """End the job with its picture. Raises LeaseLost."""
     values = _ended(JobState.SUCCEEDED) | vars(progress) | _result(result)
-    _guarded(database, held, {**values, "stop_reason": "completed", "eta_seconds": 0.0})
+    _guarded(database, held, {**values, "stop_reason": stop_reason, "eta_seconds": 0.0})
 
 
 def fail(

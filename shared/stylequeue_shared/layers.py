@@ -1,4 +1,4 @@
-"""The names of VGG-19's layers, and how far each one shrinks the picture."""
+"""VGG-19's layers: names, channels, and how far each one shrinks the picture."""
 
 # Convolutions in each of the five blocks; a pooling by 2 stands between blocks.
 CONVOLUTIONS_PER_BLOCK = (2, 2, 4, 4, 4)
@@ -8,6 +8,13 @@ LAYERS: tuple[str, ...] = tuple(
     for block, count in enumerate(CONVOLUTIONS_PER_BLOCK, start=1)
     for index in range(1, count + 1)
     for kind in ("conv", "relu")
+)
+
+# What each convolution gives, in the network's order.
+CHANNELS: tuple[int, ...] = tuple(
+    min(64 << block, 512)
+    for block, count in enumerate(CONVOLUTIONS_PER_BLOCK)
+    for _ in range(count)
 )
 
 

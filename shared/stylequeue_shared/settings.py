@@ -77,7 +77,10 @@ class Settings(BaseModel):
         None, ge=1, le=1024, description="Torch threads per worker; left out: its own."
     )
     memory_mb: int | None = Field(
-        None, ge=256, description="Reserved: memory budget of a worker, in MB."
+        None,
+        ge=256,
+        description="Memory that a worker's job may take, in MB; left out: "
+        "70 % of the GPU's, or of the machine's divided by WORKERS.",
     )
     secret_key: SecretStr | None = Field(
         None, description="Signs cookies; left out on loopback: one kept in HOME."

@@ -33,6 +33,7 @@ class Fake:
     """An engine that paints grey, and does as it is told at chosen steps."""
 
     made_with: Mapping[str, Any] = {"stylequeue": "1.2", "weights": "abc", "threads": 2}
+    budget: int | None = 10**9
 
     def __init__(self) -> None:
         self.at: dict[int, Callable[[], object]] = {}
@@ -45,13 +46,15 @@ class Fake:
         content: Image.Image,
         styles: Sequence[Image.Image],
         settings: JobSettings,
+        budget: int | None = None,
     ) -> Iterator[Step]:
         for number in range(1, settings.steps + 1):
             self.at.get(number, lambda: None)()
             time.sleep(self.step_seconds)
             self.painted.append(number)
             picture = torch.full((1, 3, 48, 64), 0.5)
-            yield Step(number, 10.0 / number, 1.0 / number, picture)
+            reason = "completed" if number == settings.steps else None
+            yield Step(number, 10.0 / number, 1.0 / number, picture, stop_reason=reason)
 
     def recover(self) -> None:
         self.recovered += 1
@@ -136,7 +139,7 @@ def test_a_job_runs_to_its_picture(bench: Bench) -> None:
     assert (row.style_loss, row.content_loss, row.eta_seconds) == (2.0, 0.2, 0.0)
     assert row.steps_per_second > 0
     assert (row.result_width, row.result_height) == (64, 48)
-    assert row.made_with == bench.engine.made_with
+    assert row.made_with == {**bench.engine.made_with, "memory_bytes": 10**9}
     assert [shot.step for shot in bench.snapshots(job)] == [2, 4]
     for key in (row.result_key, *(shot.key for shot in bench.snapshots(job))):
         picture = Image.open(io.BytesIO(bench.store.get(key)))

@@ -26,11 +26,12 @@ from stylequeue_shared.errors import (
     StyleQueueError,
 )
 from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.plans import Plan
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
 from stylequeue_worker import pictures
 from stylequeue_worker.draining import Draining
-from stylequeue_worker.engine.transfer import Step
+from stylequeue_worker.engine.transfer import Step, ran_out_of_memory
 from stylequeue_worker.lease import Lease
 
 # Pauses between attempts to store a result: a minute in all, then the job fails.
@@ -48,12 +49,15 @@ class Painter(Protocol):
     """What the runner needs of the engine; tests give it a small one."""
 
     made_with: Mapping[str, Any]
+    # Bytes of memory that a job may take; None: unknown.
+    budget: int | None
 
     def paint(
         self,
         content: Image.Image,
         styles: Sequence[Image.Image],
         settings: JobSettings,
+        budget: int | None = None,
     ) -> Iterator[Step]:
         """Yield a step after each update of the picture."""
 
@@ -128,6 +132,11 @@ class Attempt:
         self._draining = draining
         self._clock = Clock(held.settings.steps)
         self._newest: tuple[Step, Image.Image] | None = None
+        # Fixed at the first claim: the picture depends on it.
+        earlier = held.made_with or {}
+        self._budget: int | None = earlier.get("memory_bytes", painter.budget)
+        self._made_with = {**painter.made_with, "memory_bytes": self._budget}
+        self._plan: Plan | None = None
 
     def run(self) -> None:
         """Paint, and end the job one way or another. Raises LeaseLost."""
@@ -137,8 +146,6 @@ class Attempt:
             raise
         except StyleQueueError as error:
             event, end = self._failed(error)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            event, end = self._failed(_out_of_memory(error))
         except Exception as error:
             event, end = self._failed(_explained(error))
         self._land(event, end)
@@ -148,15 +155,16 @@ class Attempt:
         content = self._decode(self._held.content_sha)
         styles = [self._decode(sha) for sha in self._held.style_shas]
         self._describe()
-        steps = self._painter.paint(content, styles, self._settings)
+        steps = self._painter.paint(content, styles, self._settings, self._budget)
         while (step := self._clock.next(steps)) is not None:
             self._newest = step, content
+            self._note(step.plan)
             progress = self._clock.progress(step)
             self._lease.report(progress)
             self._lease.check()
             if self._lease.requested == "cancel":
                 return "job_cancelled", jobs.cancel_running
-            if step.number >= self._settings.steps:
+            if step.stop_reason is not None:
                 return self._finish(step, progress, content)
             if self._draining.started:
                 return "job_handed_back", jobs.hand_back
@@ -170,10 +178,19 @@ class Attempt:
         except NotFound as error:
             raise MachineError("A picture of this job is missing here.") from error
 
+    def _note(self, plan: Plan | None) -> None:
+        """Say in the job how its memory is spent, whenever that changes."""
+        if plan is None or plan == self._plan:
+            return
+        if self._plan is not None:
+            log.warning("plan_changed", before=vars(self._plan), after=vars(plan))
+        self._plan = plan
+        self._made_with["plan"] = vars(plan)
+        self._describe()
+
     def _describe(self) -> None:
-        made_with = dict(self._painter.made_with)
         try:
-            self._lease.write(partial(_describe, made_with))
+            self._lease.write(partial(_describe, dict(self._made_with)))
         except OUTAGE as error:
             log.warning("description_not_written", error=str(error))
 
@@ -203,7 +220,8 @@ class Attempt:
             # The last snapshot is the result: one file, named twice.
             self._name_last_snapshot(key, progress)
         result = jobs.Result(key, picture.width, picture.height)
-        return "job_succeeded", partial(_succeed, progress, result)
+        reason = step.stop_reason or "completed"
+        return "job_succeeded", partial(_succeed, progress, result, reason)
 
     def _name_last_snapshot(self, key: str, progress: jobs.Progress) -> None:
         try:
@@ -239,7 +257,7 @@ class Attempt:
 
     def _put(self, key: str, picture: Image.Image) -> None:
         """Store a picture and its preview."""
-        text = pictures.description(self._settings, self._painter.made_with)
+        text = pictures.description(self._settings, self._made_with)
         self._store.put(key, images.encode_png(picture, text))
         preview = images.encode_jpeg(images.shrink(picture, PREVIEW_SIZE))
         self._store.put(rendition_key(key, PREVIEW_SIZE), preview)
@@ -250,13 +268,14 @@ class Attempt:
         return "job_failed", partial(_fail, error, self._partial())
 
     def _partial(self) -> jobs.Result | None:
-        """Store the newest picture of a job that fails: better than none at all."""
+        """Store the best picture of a job that fails: better than none at all."""
         if self._newest is None:
             return None
         step, content = self._newest
+        image = step.image if step.best is None else step.best
         key = result_key(self._held.job_id, self._held.attempt)
         try:
-            picture = pictures.finish(step.image, content, self._settings)
+            picture = pictures.finish(image, content, self._settings)
             self._put(key, picture)
         except Exception:
             # Whatever ended the job may be in the way of this, too.
@@ -287,8 +306,10 @@ class Clock:
     def __init__(self, steps: int) -> None:
         self.step = 0
         self._steps = steps
-        self._first = 0.0
-        self._rest = 0.0
+        self._all = Pace()
+        # Of steps of the size that is worked on now.
+        self._lately = Pace()
+        self._size: torch.Size | None = None
 
     def next(self, steps: Iterator[Step]) -> Step | None:
         """Return the next step, None after the last, and time it."""
@@ -297,27 +318,49 @@ class Clock:
         took = time.perf_counter() - begun
         if step is None:
             return None
-        # The first step includes reading the styles and warming up.
-        if self.step == 0:
-            self._first = took
-        else:
-            self._rest += took
+        if step.image.shape != self._size:
+            self._size, self._lately = step.image.shape, Pace()
+        self._all.add(took)
+        self._lately.add(took)
         self.step = step.number
         return step
 
     def progress(self, step: Step) -> jobs.Progress:
         """Return how far the job is, at the speed so far."""
-        if step.number > 1 and self._rest > 0:
-            speed = (step.number - 1) / self._rest
-        else:
-            speed = 1 / max(self._first, 1e-6)
+        left = self._steps - step.number if step.left is None else step.left
         return jobs.Progress(
             step=step.number,
             style_loss=step.style_loss,
             content_loss=step.content_loss,
-            steps_per_second=speed,
-            eta_seconds=(self._steps - step.number) / speed,
+            steps_per_second=1 / self._all.seconds,
+            eta_seconds=left * self._lately.seconds,
         )
+
+
+class Pace:
+    """The mean seconds of a step, the first of them apart.
+
+    That includes reading the styles and warming up.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first = 0.0
+        self._rest = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one step."""
+        if self._count:
+            self._rest += seconds
+        else:
+            self._first = seconds
+        self._count += 1
+
+    @property
+    def seconds(self) -> float:
+        """The mean seconds of a step so far."""
+        known = self._rest / (self._count - 1) if self._count > 1 else self._first
+        return max(known, 1e-6)
 
 
 # -- Changes of the job's row, as the lease makes them --------------------------------
@@ -334,9 +377,13 @@ def _add_snapshot(
 
 
 def _succeed(
-    progress: jobs.Progress, result: jobs.Result, db: Database, held: jobs.Claim
+    progress: jobs.Progress,
+    result: jobs.Result,
+    reason: str,
+    db: Database,
+    held: jobs.Claim,
 ) -> None:
-    jobs.succeed(db, held, progress, result)
+    jobs.succeed(db, held, progress, result, reason)
 
 
 def _fail(
@@ -358,8 +405,7 @@ def _out_of_memory(cause: BaseException) -> MachineError:
 
 def _explained(cause: Exception) -> StyleQueueError:
     """Say what we can of an unforeseen error: its text may hold paths or secrets."""
-    # How torch says it on the CPU.
-    if isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause):
+    if ran_out_of_memory(cause):
         return _out_of_memory(cause)
     error = OurError(
         "Something went wrong on our side; the worker's log has the details."

@@ -1,6 +1,5 @@
 """The engine with what it needs at hand: weights, network, device. One per process."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -10,11 +9,16 @@ from PIL import Image
 
 from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.plans import MB
 from stylequeue_shared.settings import Settings
 from stylequeue_worker.engine.network import build_network
 from stylequeue_worker.engine.transfer import Step, transfer
+from stylequeue_worker.memory import keep_freed_memory, total_memory
 from stylequeue_worker.pictures import content_tensor, style_tensor
 from stylequeue_worker.weights import load_weights
+
+# Of the memory of a GPU or a machine, what its workers may take.
+SHARE = 0.7
 
 
 class Studio:
@@ -22,12 +26,15 @@ class Studio:
 
     def __init__(self, settings: Settings) -> None:
         self._device = _device(settings)
+        keep_freed_memory()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         weights = load_weights(settings.weights)
         self._network = build_network(weights, self._device)
         self.device_name = _device_name(self._device)
         self.memory_bytes = _memory(self._device)
+        self.budget = _budget(settings, self.memory_bytes)
+        self._fast_low = _is_fast_in_bfloat16(self._device)
         # Everything that the picture depends on besides its settings.
         self.made_with: Mapping[str, Any] = {
             "stylequeue": version("stylequeue"),
@@ -36,6 +43,7 @@ class Studio:
             "device": self.device_name,
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
+            "bfloat16": self._fast_low,
         }
 
     def paint(
@@ -43,14 +51,25 @@ class Studio:
         content: Image.Image,
         styles: Sequence[Image.Image],
         settings: JobSettings,
+        budget: int | None = None,
     ) -> Iterator[Step]:
-        """Yield a step after each update of the picture."""
+        """Yield a step after each update of the picture.
+
+        `budget` is the memory that the job may take; left out, this worker's.
+        """
         start = content_tensor(content, settings).to(self._device)
         size = (start.shape[-1], start.shape[-2])
         examples = [
             style_tensor(style, settings, size).to(self._device) for style in styles
         ]
-        yield from transfer(self._network, start, examples, settings)
+        yield from transfer(
+            self._network,
+            start,
+            examples,
+            settings,
+            budget=budget or self.budget,
+            fast_low=self._fast_low,
+        )
 
     def recover(self) -> None:
         """Let go of memory that a failed job may have left behind."""
@@ -75,10 +94,27 @@ def _device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
+def _is_fast_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def _budget(settings: Settings, memory: int | None) -> int | None:
+    """Return how much memory a job may take, in bytes: set, or a share of all.
+
+    Never of what is free now: a job must not give another picture for that.
+    """
+    if settings.memory_mb is not None:
+        return settings.memory_mb * MB
+    if memory is None:
+        return None
+    return round(SHARE * memory / (settings.workers or 1))
+
+
 def _memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
+    return total_memory()

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from stylequeue_shared.layers import LAYERS
+from stylequeue_shared.plans import Plan
 from stylequeue_worker.engine.network import build_network
-from stylequeue_worker.engine.objective import Memory, Objective, total_variation
+from stylequeue_worker.engine.objective import Objective, total_variation
 from stylequeue_worker.engine.sums import GramSums
 from stylequeue_worker.weights import load_weights
 from tests.worker.engine import textbook
@@ -29,17 +30,17 @@ CASES = {
     "style_only": {"content_weight": 0},
 }
 
-WHOLE = Memory()
+WHOLE = Plan(rows=1024, held=1, half=False, history=0)
 
 
-def check(weights, given, size, dtype, close, memory=WHOLE):
+def check(weights, given, size, dtype, close, plan=WHOLE):
     height, width = size
     job = settings(styles=2, style_blend=[1, 3], **given)
     content = picture(height, width, 1, dtype)
     styles = [picture(40, 50, 2, dtype), picture(64, 33, 3, dtype)]
     start = picture(height, width, 4, dtype)
     network = build_network(weights, CPU, dtype)
-    found, gradient = Objective(network, content, styles, job, memory).gradient(start)
+    found, gradient = Objective(network, content, styles, job, plan).gradient(start)
 
     # The restatement is always in double precision.
     start = start.double().requires_grad_()
@@ -76,11 +77,11 @@ def test_in_float32_the_losses_agree_to_1e_5(case):
     assert gradient_error < 5e-3
 
 
-@pytest.mark.parametrize("held", [1, 2, None])
+@pytest.mark.parametrize("held", [1, 2, 100])
 @pytest.mark.parametrize("case", CASES)
 def test_bands_agree_with_the_textbook_to_1e_9(case, held):
-    memory = Memory(rows=16, held=held)
-    found = check(tiny_weights(), CASES[case], (83, 50), torch.float64, 1e-9, memory)
+    plan = Plan(rows=16, held=held, half=False, history=0)
+    found = check(tiny_weights(), CASES[case], (83, 50), torch.float64, 1e-9, plan)
     assert found < 1e-9
 
 
@@ -104,7 +105,7 @@ def test_total_variation_of_a_picture_one_pixel_wide_is_finite():
 def test_the_content_itself_has_no_content_loss():
     network = build_network(tiny_weights(), CPU)
     content = picture(32, 32, 1)
-    objective = Objective(network, content, [picture(32, 32, 2)], settings())
+    objective = Objective(network, content, [picture(32, 32, 2)], settings(), WHOLE)
     losses, _ = objective.gradient(content)
     assert float(losses.content) == 0
     assert float(losses.style) > 0
@@ -116,18 +117,18 @@ def test_a_blend_is_the_blended_sum_of_each_styles_loss():
     styles = [picture(40, 40, 2).double(), picture(24, 24, 3).double()]
     alone = [
         float(
-            Objective(network, content.double(), [style], settings())
+            Objective(network, content.double(), [style], settings(), WHOLE)
             .gradient(start)[0]
             .style
         )
         for style in styles
     ]
     blended = Objective(
-        network, content.double(), styles, settings(styles=2, style_blend=[1, 3])
+        network, content.double(), styles, settings(styles=2, style_blend=[1, 3]), WHOLE
     )
     expected = 0.25 * alone[0] + 0.75 * alone[1]
     assert float(blended.gradient(start)[0].style) == pytest.approx(expected, rel=1e-12)
-    even = Objective(network, content.double(), styles, settings(styles=2))
+    even = Objective(network, content.double(), styles, settings(styles=2), WHOLE)
     assert float(even.gradient(start)[0].style) == pytest.approx(
         sum(alone) / 2, rel=1e-12
     )

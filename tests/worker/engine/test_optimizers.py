@@ -8,7 +8,6 @@ from stylequeue_worker.engine.optimizers import (
     SHRINKAGE,
     Adam,
     build_optimizer,
-    history_length,
     rms,
 )
 from tests.worker.engine.tiny import settings
@@ -57,7 +56,7 @@ def test_the_direction_is_that_of_torchs_lbfgs():
     for s, y in zip(state["old_stps"], state["old_dirs"], strict=True):
         ours._remember(s, y)
     # The last direction was taken at the last gradient, with all these pairs.
-    found = ours._direction(state["prev_flat_grad"])
+    found = ours._direction(-state["prev_flat_grad"])
     torch.testing.assert_close(found, state["d"], rtol=1e-9, atol=0)
 
 
@@ -144,13 +143,6 @@ def test_no_more_pairs_are_kept_than_the_history_holds():
     assert len(optimizer.pairs) == 7
 
 
-@pytest.mark.parametrize(
-    ("side", "pairs"), [(256, 100), (668, 100), (1024, 42), (4096, 5), (8192, 5)]
-)
-def test_the_history_follows_from_the_size_alone(side, pairs):
-    assert history_length(side * side) == pairs
-
-
 def test_the_settings_choose_the_optimizer():
-    assert isinstance(build_optimizer(settings(optimizer="adam"), 64), Adam)
-    assert isinstance(build_optimizer(settings(optimizer="lbfgs"), 64), LBFGS)
+    assert isinstance(build_optimizer(settings(optimizer="adam"), 8, 8, 0), Adam)
+    assert isinstance(build_optimizer(settings(optimizer="lbfgs"), 8, 8, 9), LBFGS)

@@ -86,9 +86,9 @@ def test_in_later_states_of_a_run_pairs_of_the_same_name_are_the_same(network):
 
 def test_a_state_of_another_size_or_optimizer_is_refused(network):
     state = state_after(network, settings(steps=5), 3)
-    with pytest.raises(BadState, match="no 'mean'"):
+    with pytest.raises(BadState, match="no 'rate'"):
         next(run(network, settings(steps=5, optimizer="adam"), state))
-    smaller = State(3, {**state.tensors, "picture": picture(20, 16, 1)})
+    smaller = State(3, {**state.tensors, "picture": picture(20, 16, 1)}, state.plan)
     with pytest.raises(BadState, match="picture is"):
         next(run(network, settings(steps=5), smaller))
 

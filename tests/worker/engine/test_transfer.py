@@ -53,7 +53,7 @@ def test_nothing_is_computed_before_it_is_asked_for(network, monkeypatch):
 def test_losses_are_of_the_picture_before_the_update_and_the_picture_is_after(network):
     job = settings(steps=3, tv_weight=10)
     steps = list(transfer(network, CONTENT, [STYLE], job))
-    objective = Objective(network, CONTENT, [STYLE], job)
+    objective = Objective(network, CONTENT, [STYLE], job, steps[0].plan)
     before = first_picture(CONTENT, [STYLE], job)
     for step in steps:
         style, content, tv = (float(loss) for loss in objective.gradient(before)[0])

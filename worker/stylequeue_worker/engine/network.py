@@ -1,5 +1,6 @@
 """VGG-19 as a loss network: frozen, its features divided by their mean activation."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +64,11 @@ class LossNetwork(nn.Module):
         """Return the convolutions down to the deepest of `layers`, and no further."""
         deepest = max(map(LAYERS.index, layers))
         return self._layers[: deepest // 2 + 1]
+
+    def lowered(self) -> "LossNetwork":
+        """Return the same network in bfloat16; its mean stays what it is."""
+        lower = copy.deepcopy(self.features).to(torch.bfloat16)
+        return LossNetwork(lower, self.mean)
 
     @cached_property
     def _layers(self) -> list[Layer]:

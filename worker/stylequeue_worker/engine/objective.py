@@ -25,7 +25,6 @@ which is one product for each Gram matrix and one for its gradient.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.layers import LAYERS
+from stylequeue_shared.plans import Plan
 from stylequeue_worker.engine.bands import Backward, Bands, Forward
 from stylequeue_worker.engine.network import LossNetwork
 from stylequeue_worker.engine.sums import GramSums, SquareSums
@@ -48,24 +48,6 @@ class Losses(NamedTuple):
     tv: Tensor
 
 
-@dataclass(frozen=True)
-class Memory:
-    """How a picture is worked on: the same for every step of a job.
-
-    rows   height of a band, a multiple of the deepest layer's stride; None: all
-    held   bands whose features are kept at a time; None: all. What is not kept is
-           computed a second time
-    half   whether the content's features are kept in half precision
-    """
-
-    rows: int | None = None
-    held: int | None = None
-    half: bool = False
-
-
-WHOLE = Memory()
-
-
 class Objective:
     """The objective of one job; the targets are computed once, here."""
 
@@ -75,11 +57,11 @@ class Objective:
         content: Tensor,
         styles: Sequence[Tensor],
         settings: JobSettings,
-        memory: Memory = WHOLE,
+        plan: Plan,
     ) -> None:
         self.network = network
         self.settings = settings
-        self.memory = memory
+        self.plan = plan
         # Sums are kept in the picture's precision, also where the network's is lower.
         self.exact = content.dtype
         self.blend = torch.tensor(
@@ -107,7 +89,7 @@ class Objective:
     def bands(self, picture: Tensor, layers: Sequence[str]) -> Bands:
         """Return how a picture is cut for reading `layers`."""
         height = picture.shape[-2]
-        return Bands(self.network.up_to(layers), height, self.memory.rows or height)
+        return Bands(self.network.up_to(layers), height, self.plan.rows)
 
     @torch.no_grad()
     def _content_targets(self, content: Tensor) -> list[dict[str, Tensor]]:
@@ -115,7 +97,7 @@ class Objective:
         # Cut as the picture will be, for layers that may lie deeper.
         bands = self.bands(content, self.settings.layers)
         layers = self.settings.content_layers
-        halve = self.memory.half and self.network.dtype == torch.float32
+        halve = self.plan.half and self.network.dtype == torch.float32
         return [
             {
                 layer: found.half() if halve else found.clone()
@@ -149,7 +131,7 @@ class Evaluation:
         self._picture = picture
         settings = self._settings = objective.settings
         bands = self._bands = objective.bands(picture, settings.layers)
-        self._held = objective.memory.held or bands.count
+        self._held = objective.plan.held
         run = (objective.network, settings.layers, settings.pooling, bands)
         self._forward, self._backward = Forward(*run), Backward(*run)
         # By number of the band: its features, and where to begin to read it again.

@@ -1,5 +1,6 @@
 """How a picture moves, given the gradient at it; it stays within 0..1."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,13 +9,7 @@ import torch
 from torch import Tensor
 
 from stylequeue_shared.job_settings import JobSettings
-
-# A rule of the settings, never of free memory: a job must give the same picture on a
-# machine that has more of it.
-HISTORY = 100
-HISTORY_BYTES = 2**30
-HISTORY_AT_LEAST = 5
-BYTES_PER_PAIR_AND_PIXEL = 24  # two float32 pictures of three channels
+from stylequeue_worker.engine.preconditioner import Preconditioner
 
 # How long a step may be: the root mean square of it, in units of the picture, whose
 # values are 0..1. Measured; twice as much or half of it is about as fast.
@@ -41,6 +36,18 @@ class Optimizer(Protocol):
         """Remember what `tensors` gave. Raises KeyError when some of it is missing."""
         ...
 
+    def restart(self) -> None:
+        """Forget all that was learnt, and go on in smaller steps."""
+        ...
+
+    def forget_losses(self) -> None:
+        """Compare the next loss with none of those before: it is of another kind."""
+        ...
+
+    def shorten(self, history: int) -> None:
+        """Remember no more than `history` pairs of steps from now on."""
+        ...
+
 
 class LBFGS:
     """L-BFGS within the bounds 0..1, with a trust region in place of a line search.
@@ -56,10 +63,16 @@ class LBFGS:
 
     A pair (s, y) holds the move as it was before the clamp. The move after it is the
     true one, but was measured to converge a little more slowly.
+
+    With a preconditioner it is the first inverse Hessian, up to a factor.
     """
 
-    def __init__(self, history: int) -> None:
-        self.pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=history)
+    def __init__(
+        self, history: int, preconditioner: Preconditioner | None = None
+    ) -> None:
+        self.history = history
+        self.preconditioner = preconditioner
+        self.pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque()
         # How many pairs there have been: names those that are kept.
         self.count = 0
         self.last: tuple[Tensor, Tensor] | None = None
@@ -75,13 +88,31 @@ class LBFGS:
             self._remember(move, gradient - earlier)
         values, gradient = self._judged(values, gradient, loss)
         fixed = torch.where(gradient > 0, values <= 0, values >= 1)
-        move = self._direction(gradient.masked_fill(fixed, 0)).masked_fill(fixed, 0)
+        # One tensor from the gradient to the move: pictures may be large.
+        move = self._direction(gradient.neg().masked_fill_(fixed, 0))
+        move.masked_fill_(fixed, 0)
         # A move of length 0 stays what it is.
         scale = (self.radius / rms(move)).nan_to_num(nan=0, posinf=0)
         # While nothing is known of the curvature, a move has no length of its own.
-        move = move * (scale.clamp(max=1) if self.pairs else scale)
+        move.mul_(scale.clamp(max=1) if self.pairs else scale)
         self.last = (move, gradient)
         return (values + move).clamp_(0, 1).view(picture.shape)
+
+    def restart(self) -> None:
+        """Forget all that was learnt, and go on in smaller steps."""
+        self.pairs.clear()
+        self.radius = SHRINKAGE * self.radius.clamp(max=FIRST_RADIUS)
+        self.forget_losses()
+
+    def forget_losses(self) -> None:
+        """Compare the next loss with none of those before: it is of another kind."""
+        self.last = self.best = None
+
+    def shorten(self, history: int) -> None:
+        """Remember no more than `history` pairs of steps from now on."""
+        self.history = history
+        while len(self.pairs) > history:
+            self.pairs.popleft()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is remembered, by name; nothing writes to it later."""
@@ -132,14 +163,15 @@ class LBFGS:
         # Without curvature the inverse Hessian would not stay positive definite.
         # Note: reading it is a device sync.
         if curvature > 1e-10 * s.norm() * y.norm():
+            if len(self.pairs) == self.history:
+                self.pairs.popleft()
             self.pairs.append((s, y, curvature.reciprocal()))
             self.count += 1
 
-    def _direction(self, gradient: Tensor) -> Tensor:
-        """Return minus inverse Hessian times gradient, by the two-loop recursion."""
-        q = -gradient
+    def _direction(self, q: Tensor) -> Tensor:
+        """Return the inverse Hessian times q, by the two-loop recursion, in q."""
         if not self.pairs:
-            return q
+            return self._first(q)
         alphas = []
         for s, y, rho in reversed(self.pairs):
             alpha = rho * s.dot(q)
@@ -147,16 +179,20 @@ class LBFGS:
             q.addcmul_(y, alpha, value=-1)
             alphas.append(alpha)
         _, y, rho = self.pairs[-1]
-        q /= rho * y.dot(y)
+        q = self._first(q).div_(rho * y.dot(self._first(y)))
         for (s, y, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
             q.addcmul_(s, alpha - rho * y.dot(q))
         return q
+
+    def _first(self, q: Tensor) -> Tensor:
+        return q if self.preconditioner is None else self.preconditioner(q)
 
 
 class Adam:
     """Adam (Kingma, Ba 2015): slower than L-BFGS, with a tenth of its memory."""
 
     def __init__(self) -> None:
+        self.rate = ADAM_RATE
         self.count = 0
         self.mean: Tensor | None = None
         self.square: Tensor | None = None
@@ -174,37 +210,47 @@ class Adam:
         spread = (self.square / (1 - slower**self.count)).sqrt()
         # No epsilon: gradients may be tiny all over. Where both are 0, nothing moves.
         move = (mean / spread).nan_to_num_(nan=0.0)
-        return (picture - ADAM_RATE * move).clamp_(0, 1)
+        return (picture - self.rate * move).clamp_(0, 1)
+
+    def restart(self) -> None:
+        """Forget all that was learnt, and go on in smaller steps."""
+        self.count, self.mean, self.square = 0, None, None
+        self.rate *= SHRINKAGE
+
+    def forget_losses(self) -> None:
+        """Do nothing: losses are not looked at."""
+
+    def shorten(self, history: int) -> None:
+        """Do nothing: there are no pairs."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is remembered, by name; nothing writes to it later."""
-        kept = {"count": torch.tensor(self.count)}
+        kept = {"count": torch.tensor(self.count), "rate": torch.tensor(self.rate)}
         if self.mean is not None and self.square is not None:
             kept |= {"mean": self.mean.clone(), "square": self.square.clone()}
         return kept
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Remember what `tensors` gave. Raises KeyError when some of it is missing."""
-        self.count = int(tensors["count"])
+        self.count, self.rate = int(tensors["count"]), float(tensors["rate"])
         self.mean = self.square = None
         if self.count:
             self.mean = tensors["mean"].clone()
             self.square = tensors["square"].clone()
 
 
-def build_optimizer(settings: JobSettings, pixels: int) -> Optimizer:
+def build_optimizer(
+    settings: JobSettings, height: int, width: int, history: int
+) -> Optimizer:
     """Return the optimiser that the settings ask for."""
     if settings.optimizer == "adam":
         return Adam()
-    return LBFGS(history_length(pixels))
+    if settings.preconditioner == "none":
+        return LBFGS(history)
+    return LBFGS(history, Preconditioner(height, width))
 
 
 def rms(move: Tensor) -> Tensor:
     """Return the root mean square: by how much a move changes a value."""
-    return move.square().mean().sqrt()
-
-
-def history_length(pixels: int) -> int:
-    """Return how many pairs are kept for a picture of so many pixels."""
-    affordable = HISTORY_BYTES // (BYTES_PER_PAIR_AND_PIXEL * pixels)
-    return max(HISTORY_AT_LEAST, min(HISTORY, affordable))
+    norm: Tensor = torch.linalg.vector_norm(move)
+    return norm / math.sqrt(move.numel())

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from stylequeue_shared.errors import BadState
+from stylequeue_shared.plans import Plan
 
 FORMAT = 1
 # Grows with every change that makes the same state go on to another picture.
-ENGINE = 1
+ENGINE = 2
 HEADER = "stylequeue"
 
 
@@ -27,11 +29,17 @@ class State:
 
     step: int
     tensors: Mapping[str, Tensor]
+    plan: Plan
 
 
 def encode(state: State) -> bytes:
     """Return the state as a safetensors file with its step, format and engine."""
-    header = {"format": FORMAT, "engine": ENGINE, "step": state.step}
+    header = {
+        "format": FORMAT,
+        "engine": ENGINE,
+        "step": state.step,
+        "plan": asdict(state.plan),
+    }
     # The file may not hold one piece of memory under two names.
     tensors = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
@@ -56,12 +64,12 @@ def decode(data: bytes) -> State:
             f"found a state of format and engine {found}; this engine reads "
             f"{(FORMAT, ENGINE)}"
         )
-    return State(header["step"], tensors)
+    return State(header["step"], tensors, Plan(**header["plan"]))
 
 
-def _header(data: bytes) -> dict[str, int]:
+def _header(data: bytes) -> dict[str, Any]:
     # safetensors gives the metadata of a file on disk only: length, then JSON.
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-    header: dict[str, int] = json.loads(metadata[HEADER])
+    header: dict[str, Any] = json.loads(metadata[HEADER])
     return header

@@ -1,6 +1,5 @@
 """Style transfer as an iterator of steps."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,15 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylequeue_shared.errors import BadState, NumericalError
+from stylequeue_shared.errors import BadState, NothingFits
 from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.plans import Plan, plan, smaller
 from stylequeue_worker.engine.network import LossNetwork
 from stylequeue_worker.engine.objective import Losses, Objective
 from stylequeue_worker.engine.optimizers import Optimizer, build_optimizer
+from stylequeue_worker.engine.phases import Phase, phases
 from stylequeue_worker.engine.state import State
+from stylequeue_worker.engine.watch import Watch
 
-PICTURE = "picture"
-PREFIX = "optimizer."
+PICTURE, OPTIMIZER, WATCH = "picture", "optimizer.", "watch."
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class Step:
 
     The losses are those of the picture before the update; `image` (1, 3, H, W) in 0..1
     is the one after it, on the network's device. It is never written to again, so it
-    may be kept; keeping it keeps its memory.
+    may be kept; keeping it keeps its memory. `best` is the picture of the lowest loss
+    so far at this size. `stop_reason` is that of the last step. `left` is what is still
+    to do, in steps of this one's size.
     """
 
     number: int
@@ -33,7 +36,11 @@ class Step:
     content_loss: float
     image: Tensor
     tv_loss: float = 0.0
-    optimizer: Optimizer | None = None
+    best: Tensor | None = None
+    plan: Plan | None = None
+    stop_reason: str | None = None
+    left: float | None = None
+    run: "Run | None" = None
 
     @property
     def loss(self) -> float:
@@ -42,10 +49,8 @@ class Step:
 
     def state(self) -> State:
         """Return where the run stands. Ask before the next step is asked for."""
-        assert self.optimizer is not None
-        remembered = self.optimizer.tensors()
-        tensors = {f"{PREFIX}{name}": tensor for name, tensor in remembered.items()}
-        return State(self.number, {PICTURE: self.image, **tensors})
+        assert self.run is not None
+        return self.run.state()
 
 
 def transfer(
@@ -54,28 +59,225 @@ def transfer(
     styles: Sequence[Tensor],
     settings: JobSettings,
     state: State | None = None,
+    *,
+    budget: int | None = None,
+    fast_low: bool = False,
 ) -> Iterator[Step]:
     """Yield the steps up to `settings.steps`, each computed only when it is asked for.
 
     Content and styles are pictures (1, 3, h, w) in 0..1 on any device; the result is
     of the content's size. With the state of an earlier run of the same job it goes on
-    after that state's step, as that run would have.
-    Raises NumericalError if a loss or gradient is not finite, and BadState when the
-    state is not one of this job.
+    after that state's step, as that run would have. `budget` is the memory in bytes
+    that the process may take, `fast_low` whether the device is fast in bfloat16.
+    Raises NothingFits if the budget is too small, NumericalError if losses or gradient
+    stay without finite values, and BadState when the state is not one of this job.
     """
-    content = content.to(network.device, network.dtype)
-    styles = [style.to(network.device, network.dtype) for style in styles]
-    objective = Objective(network, content, styles, settings)
-    optimizer = build_optimizer(settings, content.shape[-2] * content.shape[-1])
-    if state is None:
-        picture, done = first_picture(content, styles, settings), 0
-    else:
-        picture, done = _restored(optimizer, state, content), state.step
-    for number in range(done + 1, settings.steps + 1):
-        losses, gradient = objective.gradient(picture)
-        style, content_loss, tv = _checked(losses, gradient, number)
-        picture = optimizer.step(picture, gradient, style + content_loss + tv)
-        yield Step(number, style, content_loss, picture, tv, optimizer)
+    run = Run(network, content, styles, settings, budget, fast_low)
+    if state is not None:
+        run.restore(state)
+    yield from run.steps()
+
+
+class Run:
+    """One optimisation, step by step."""
+
+    def __init__(
+        self,
+        network: LossNetwork,
+        content: Tensor,
+        styles: Sequence[Tensor],
+        settings: JobSettings,
+        budget: int | None,
+        fast_low: bool,
+    ) -> None:
+        self._network = network
+        self._content = content.to(network.device, network.dtype)
+        self._styles = [style.to(network.device, network.dtype) for style in styles]
+        self._settings = settings
+        self._budget = budget
+        height, width = content.shape[-2:]
+        self._phases = phases(settings, (width, height), fast_low)
+        self._done = 0
+        self._picture: Tensor | None = None
+        self._watch = Watch()
+        # Of the phase that is going on:
+        self._phase: Phase | None = None
+        self._plan: Plan
+        self._objective: Objective | None = None
+        self._optimizer: Optimizer
+
+    def steps(self) -> Iterator[Step]:
+        """Yield the steps that are left."""
+        for phase in self._phases:
+            while self._done < phase.last:
+                if self._phase is not phase:
+                    self._enter(phase)
+                step = self._step(self._done + 1)
+                self._done += 1
+                yield step
+                if step.stop_reason is not None:
+                    return
+
+    def state(self) -> State:
+        """Return where the run stands."""
+        assert self._picture is not None
+        tensors = {PICTURE: self._picture}
+        for prefix, part in ((OPTIMIZER, self._optimizer), (WATCH, self._watch)):
+            tensors |= {f"{prefix}{name}": one for name, one in part.tensors().items()}
+        return State(self._done, tensors, self._plan)
+
+    def restore(self, state: State) -> None:
+        """Go on from `state`. Raises BadState when it is not one of this job."""
+        phase = next((p for p in self._phases if p.first <= state.step <= p.last), None)
+        if phase is None:
+            raise BadState(
+                f"the state is of step {state.step}, "
+                f"this job has {self._settings.steps}"
+            )
+        device = self._network.device
+        tensors = {name: one.to(device) for name, one in state.tensors.items()}
+        self._enter(phase, state.plan)
+        try:
+            self._picture = tensors[PICTURE]
+            self._optimizer.restore(_part(tensors, OPTIMIZER))
+            self._watch.restore(_part(tensors, WATCH))
+        except KeyError as missing:
+            raise BadState(
+                f"the state has no {missing}, which this job needs"
+            ) from None
+        expected = _shrunk(self._content, phase.shrunk)
+        found = self._picture
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise BadState(
+                f"the state's picture is {tuple(found.shape)} of {found.dtype}, "
+                f"this job's {tuple(expected.shape)} of {expected.dtype}"
+            )
+        self._done = state.step
+
+    def _enter(self, phase: Phase, planned: Plan | None = None) -> None:
+        """Make ready what is used until the phase ends."""
+        content = _shrunk(self._content, phase.shrunk)
+        if self._phase is None or self._phase.shrunk != phase.shrunk:
+            height, width = content.shape[-2:]
+            self._plan = planned or self._planned((width, height))
+            self._picture = self._first_picture(content, phase)
+            self._optimizer = build_optimizer(
+                self._settings, height, width, self._plan.history
+            )
+            self._watch = Watch()
+        else:
+            # Losses of another precision.
+            self._optimizer.forget_losses()
+            self._watch.forget_losses()
+        self._phase = phase
+        self._build_objective()
+
+    def _build_objective(self) -> None:
+        assert self._phase is not None
+        # The one before goes first: both together might not fit.
+        self._objective = None
+        network = self._network.lowered() if self._phase.low else self._network
+        self._objective = Objective(
+            network,
+            _shrunk(self._content, self._phase.shrunk),
+            [_shrunk(style, self._phase.shrunk) for style in self._styles],
+            self._settings,
+            self._plan,
+        )
+
+    def _planned(self, size: tuple[int, int]) -> Plan:
+        found = plan(self._settings, size, self._budget)
+        if found is None:
+            raise NothingFits(
+                f"image_size: {max(size)} does not fit into the {self._budget} bytes "
+                "that this worker may take (STYLEQUEUE_MEMORY_MB)",
+                field="image_size",
+            )
+        return found
+
+    def _first_picture(self, content: Tensor, phase: Phase) -> Tensor:
+        """Return what the first step of a scale evaluates."""
+        if self._picture is not None:
+            return resized(self._picture, content.shape[-2:])
+        styles = [_shrunk(style, phase.shrunk) for style in self._styles]
+        return first_picture(content, styles, self._settings)
+
+    def _step(self, number: int) -> Step:
+        """Evaluate and update once."""
+        assert self._picture is not None
+        losses, gradient = self._evaluated()
+        numbers = _numbers(losses, gradient)
+        style, content, tv = numbers[:3]
+        if self._watch.is_well(number, numbers):
+            self._watch.see(self._picture, (style, content, tv))
+            self._picture = self._optimizer.step(
+                self._picture, gradient, style + content + tv
+            )
+            back = self._watch.has_stalled()
+        else:
+            style, content, tv = self._watch.losses
+            back = True
+        if back:
+            # Back to the last good picture, in smaller steps.
+            assert self._watch.best is not None
+            self._picture = self._watch.best
+            self._optimizer.restart()
+        return Step(
+            number=number,
+            style_loss=style,
+            content_loss=content,
+            tv_loss=tv,
+            image=self._picture,
+            best=self._watch.best,
+            plan=self._plan,
+            stop_reason=self._stop_reason(number),
+            left=self._left(number),
+            run=self,
+        )
+
+    def _left(self, number: int) -> float:
+        """Return how many steps of this size would cost as much as those to come."""
+        assert self._phase is not None
+        here = self._phase.shrunk
+        return sum(
+            (phase.last - max(number, phase.first - 1)) * (here / phase.shrunk) ** 2
+            for phase in self._phases
+            if phase.last > number
+        )
+
+    def _stop_reason(self, number: int) -> str | None:
+        if number == self._settings.steps:
+            return "completed"
+        at_last_scale = self._phase is self._phases[-1]
+        if self._settings.stop_when_flat and at_last_scale and self._watch.is_flat:
+            return "flat"
+        return None
+
+    def _evaluated(self) -> tuple[Losses, Tensor]:
+        """Return losses and gradient; where memory runs out, with a smaller plan."""
+        while True:
+            assert self._picture is not None
+            assert self._objective is not None
+            try:
+                return self._objective.gradient(self._picture)
+            except (MemoryError, RuntimeError) as error:
+                plan = smaller(self._plan)
+                if not ran_out_of_memory(error) or plan is None:
+                    raise
+            # Outside of the handler, which holds on to the frames of the error.
+            self._plan = plan
+            self._optimizer.shorten(plan.history)
+            if self._network.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._build_objective()
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Return whether an error means that there was no memory."""
+    # The text is how torch says it on CPUs.
+    return isinstance(
+        error, MemoryError | torch.OutOfMemoryError
+    ) or "can't allocate memory" in str(error)
 
 
 def first_picture(
@@ -93,25 +295,17 @@ def first_picture(
     return noise.to(content.device, content.dtype)
 
 
-def _restored(optimizer: Optimizer, state: State, content: Tensor) -> Tensor:
-    """Put the state back; return the picture."""
-    tensors = {name: one.to(content.device) for name, one in state.tensors.items()}
-    remembered = {
-        name.removeprefix(PREFIX): one
-        for name, one in tensors.items()
-        if name.startswith(PREFIX)
-    }
-    try:
-        optimizer.restore(remembered)
-        picture = tensors[PICTURE]
-    except KeyError as missing:
-        raise BadState(f"the state has no {missing}, which this job needs") from None
-    if (picture.shape, picture.dtype) != (content.shape, content.dtype):
-        raise BadState(
-            f"the state's picture is {tuple(picture.shape)} of {picture.dtype}, "
-            f"this job's {tuple(content.shape)} of {content.dtype}"
-        )
-    return picture
+def resized(picture: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a picture (1, 3, h, w) at another size, in 0..1."""
+    return F.interpolate(
+        picture, tuple(size), mode="bicubic", antialias=True, align_corners=False
+    ).clamp_(0, 1)
+
+
+def _shrunk(picture: Tensor, times: int) -> Tensor:
+    if times == 1:
+        return picture
+    return resized(picture, [max(1, side // times) for side in picture.shape[-2:]])
 
 
 def _covering(style: Tensor, content: Tensor) -> Tensor:
@@ -120,18 +314,19 @@ def _covering(style: Tensor, content: Tensor) -> Tensor:
     scale = min(style.shape[-2] / height, style.shape[-1] / width)
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (style.shape[-2] - rows) // 2, (style.shape[-1] - columns) // 2
-    middle = style[..., top : top + rows, left : left + columns]
-    return F.interpolate(
-        middle, (height, width), mode="bicubic", antialias=True, align_corners=False
-    ).clamp_(0, 1)
+    return resized(style[..., top : top + rows, left : left + columns], (height, width))
 
 
-def _checked(losses: Losses, gradient: Tensor, number: int) -> tuple[float, ...]:
-    """Return the losses as numbers, all finite as is the gradient."""
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): one
+        for name, one in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _numbers(losses: Losses, gradient: Tensor) -> tuple[float, ...]:
+    """Return the losses, and a number that is finite if the gradient is."""
     # One device sync a step.
-    numbers = torch.stack([*losses, gradient.abs().sum()]).tolist()
-    names = ("style loss", "content loss", "total variation", "gradient")
-    for name, value in zip(names, numbers, strict=True):
-        if not math.isfinite(value):
-            raise NumericalError(f"step {number}: the {name} is not finite ({value})")
-    return tuple(numbers[:3])
+    size = torch.linalg.vector_norm(gradient, 1)
+    return tuple(torch.stack([*losses, size.to(losses.style)]).tolist())
