@@ -107,7 +107,7 @@ class Settings(BaseModel):
         50, gt=0, le=500, description="Largest upload per picture, in megapixels."
     )
     max_image_size: int = Field(
-        1024, ge=32, le=8192, description="Largest `image_size` and `style_size`."
+        4096, ge=32, le=8192, description="Largest `image_size` and `style_size`."
     )
     max_steps: int = Field(5000, ge=1, le=100_000, description="Largest `steps`.")
     max_waiting: int = Field(

@@ -25,6 +25,10 @@ DEFAULTS = {
     "tv_weight": 0.0,
     "init": "noise",
     "optimizer": "lbfgs",
+    "preconditioner": "none",
+    "precision": "float32",
+    "scales": 1,
+    "stop_when_flat": False,
     "pooling": "max",
     "preserve_colors": "none",
     "snapshot_every": 50,
@@ -40,7 +44,14 @@ def test_what_is_left_out_is_as_the_design_says(text: str | bytes | None) -> Non
 
 def test_quick_is_the_same_objective_from_the_content() -> None:
     found = complete('{"preset": "quick", "seed": 1}').model_dump(mode="json")
-    quick = {"preset": "quick", "init": "content", "steps": 200, "snapshot_every": 20}
+    quick = {
+        "preset": "quick",
+        "init": "content",
+        "steps": 150,
+        "snapshot_every": 15,
+        "preconditioner": "frequency",
+        "precision": "mixed",
+    }
     assert found == {**DEFAULTS, **quick, "seed": 1}
 
 
@@ -75,8 +86,12 @@ def test_what_is_not_built_yet_is_refused_by_name(
         assert error.message == f"{field}: {value!r} is not available yet"
 
 
-def test_print_and_histogram_are_what_is_not_built_yet() -> None:
-    assert NOT_YET == {"preset": ("print",), "preserve_colors": ("histogram",)}
+def test_print_goes_from_coarse_to_fine() -> None:
+    found = complete('{"preset": "print"}')
+    assert (found.scales, found.image_size) == (3, 1024)
+    classic = complete(None)
+    assert found.style_layers == classic.style_layers
+    assert found.content_layers == classic.content_layers
 
 
 @pytest.mark.parametrize("preset", ['"fast"', "null", "3", "[]", "{}", '["print"]'])

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from stylequeue_shared.errors import BadState, NothingFits
 from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.phases import Phase, phases
 from stylequeue_shared.plans import Plan, plan, smaller
 from stylequeue_worker.engine.network import LossNetwork
 from stylequeue_worker.engine.objective import Losses, Objective
 from stylequeue_worker.engine.optimizers import Optimizer, build_optimizer
-from stylequeue_worker.engine.phases import Phase, phases
 from stylequeue_worker.engine.state import State
 from stylequeue_worker.engine.watch import Watch
 
