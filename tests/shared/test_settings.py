@@ -71,7 +71,7 @@ def test_the_defaults_are_those_of_a_machine_of_one_s_own() -> None:
     assert (found.weights, found.device, found.workers) == ("bundled", "auto", None)
     assert (found.lease_seconds, found.retention_days) == (30, 30)
     assert (found.max_file_bytes, found.max_pixels) == (20_000_000, 50_000_000)
-    assert (found.max_image_size, found.max_steps) == (1024, 5000)
+    assert (found.max_image_size, found.max_steps) == (4096, 5000)
     assert (found.max_waiting, found.trusted_hosts) == (1000, ())
 
 
