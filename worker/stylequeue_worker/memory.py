@@ -22,10 +22,12 @@ def keep_freed_memory() -> None:
     measured to cost a third of a step's time. Pictures above that size, which alone
     could fragment the heap, are still given back. Elsewhere than with glibc: nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
-        mallopt(M_TRIM_THRESHOLD, LARGEST)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+        # What reading the weights took, which is more than any job's bands.
+        libc.malloc_trim(0)
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
 
 
 def total_memory() -> int | None:

@@ -11,6 +11,7 @@ from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.plans import MB
 from stylequeue_shared.settings import Settings
+from stylequeue_shared.sizes import fit
 from stylequeue_worker.engine.network import build_network
 from stylequeue_worker.engine.transfer import Step, transfer
 from stylequeue_worker.memory import keep_freed_memory, total_memory
@@ -26,7 +27,6 @@ class Studio:
 
     def __init__(self, settings: Settings) -> None:
         self._device = _device(settings)
-        keep_freed_memory()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         weights = load_weights(settings.weights)
@@ -45,6 +45,8 @@ class Studio:
             "threads": torch.get_num_threads(),
             "bfloat16": self._fast_low,
         }
+        del weights
+        keep_freed_memory()
 
     def paint(
         self,
@@ -57,15 +59,12 @@ class Studio:
 
         `budget` is the memory that the job may take; left out, this worker's.
         """
-        start = content_tensor(content, settings).to(self._device)
-        size = (start.shape[-1], start.shape[-2])
-        examples = [
-            style_tensor(style, settings, size).to(self._device) for style in styles
-        ]
+        size = fit(content.size, settings.image_size)
         yield from transfer(
             self._network,
-            start,
-            examples,
+            # No names here keep these: the run lets go of them when it has read them.
+            content_tensor(content, settings).to(self._device),
+            [style_tensor(style, settings, size).to(self._device) for style in styles],
             settings,
             budget=budget or self.budget,
             fast_low=self._fast_low,

@@ -144,5 +144,5 @@ def test_no_more_pairs_are_kept_than_the_history_holds():
 
 
 def test_the_settings_choose_the_optimizer():
-    assert isinstance(build_optimizer(settings(optimizer="adam"), 8, 8, 0), Adam)
-    assert isinstance(build_optimizer(settings(optimizer="lbfgs"), 8, 8, 9), LBFGS)
+    assert isinstance(build_optimizer(settings(optimizer="adam"), (8, 8), 0), Adam)
+    assert isinstance(build_optimizer(settings(optimizer="lbfgs"), (8, 8), 9), LBFGS)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -47,6 +46,7 @@ class LossNetwork(nn.Module):
         super().__init__()
         self.features = features
         self.register_buffer("mean", mean)
+        self._layers: list[Layer] = []
         self.requires_grad_(False)
         self.eval()
 
@@ -63,6 +63,9 @@ class LossNetwork(nn.Module):
     def up_to(self, layers: Sequence[str]) -> list[Layer]:
         """Return the convolutions down to the deepest of `layers`, and no further."""
         deepest = max(map(LAYERS.index, layers))
+        # Made when they are first asked for: most jobs need few of the turned kernels.
+        for name, index in convolutions()[len(self._layers) : deepest // 2 + 1]:
+            self._layers.append(self._layer(index, name))
         return self._layers[: deepest // 2 + 1]
 
     def lowered(self) -> "LossNetwork":
@@ -70,21 +73,17 @@ class LossNetwork(nn.Module):
         lower = copy.deepcopy(self.features).to(torch.bfloat16)
         return LossNetwork(lower, self.mean)
 
-    @cached_property
-    def _layers(self) -> list[Layer]:
-        return [
-            _layer(name, module.weight, module.bias)
-            for name, index in convolutions()
-            if isinstance(module := self.features[index], nn.Conv2d)
-        ]
-
-
-def _layer(name: str, weight: Tensor, bias: Tensor | None) -> Layer:
-    assert bias is not None
-    turned = weight.flip(2, 3).transpose(0, 1)
-    return Layer(
-        name, weight, bias, turned.contiguous(memory_format=torch.channels_last)
-    )
+    def _layer(self, index: int, name: str) -> Layer:
+        module = self.features[index]
+        assert isinstance(module, nn.Conv2d)
+        assert module.bias is not None
+        turned = module.weight.flip(2, 3).transpose(0, 1)
+        return Layer(
+            name,
+            module.weight,
+            module.bias,
+            turned.contiguous(memory_format=torch.channels_last),
+        )
 
 
 def build_network(
@@ -105,8 +104,8 @@ def build_network(
         scale = (incoming / outgoing).view(1, -1, 1, 1)
         weight = weights.state[f"features.{index}.weight"].double()
         bias = weights.state[f"features.{index}.bias"].double()
-        state[f"{index}.weight"] = weight * scale
-        state[f"{index}.bias"] = bias / outgoing
+        state[f"{index}.weight"] = (weight * scale).to(dtype)
+        state[f"{index}.bias"] = (bias / outgoing).to(dtype)
         incoming = torch.tensor([outgoing], dtype=torch.float64)
     # On the meta device nothing is initialised; all tensors are assigned.
     with torch.device("meta"):

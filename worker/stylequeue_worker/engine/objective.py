@@ -86,6 +86,13 @@ class Objective:
             add_variation_gradient(picture, self.settings.tv_weight, gradient)
         return Losses(style, content, tv), gradient
 
+    def spend(self, plan: Plan) -> None:
+        """Work with a smaller plan from now on, its bands of the same height."""
+        self.plan = plan
+        for targets in self.content_targets:
+            for layer, target in targets.items():
+                targets[layer] = self._stored(target)
+
     def bands(self, picture: Tensor, layers: Sequence[str]) -> Bands:
         """Return how a picture is cut for reading `layers`."""
         height = picture.shape[-2]
@@ -97,14 +104,15 @@ class Objective:
         # Cut as the picture will be, for layers that may lie deeper.
         bands = self.bands(content, self.settings.layers)
         layers = self.settings.content_layers
-        halve = self.plan.half and self.network.dtype == torch.float32
         return [
-            {
-                layer: found.half() if halve else found.clone()
-                for layer, found in features.items()
-            }
+            {layer: self._stored(found) for layer, found in features.items()}
             for features in self._features(content, layers, bands)
         ]
+
+    def _stored(self, target: Tensor) -> Tensor:
+        """Return a content target as the plan has it kept: not a view of a band."""
+        halve = self.plan.half and target.dtype == torch.float32
+        return target.half() if halve else target.clone()
 
     @torch.no_grad()
     def _grams(self, style: Tensor) -> dict[str, Tensor]:

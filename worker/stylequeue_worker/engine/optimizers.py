@@ -240,14 +240,14 @@ class Adam:
 
 
 def build_optimizer(
-    settings: JobSettings, height: int, width: int, history: int
+    settings: JobSettings, size: tuple[int, int], history: int
 ) -> Optimizer:
-    """Return the optimiser that the settings ask for."""
+    """Return the optimiser that the settings ask for, for a (width, height)."""
     if settings.optimizer == "adam":
         return Adam()
     if settings.preconditioner == "none":
         return LBFGS(history)
-    return LBFGS(history, Preconditioner(height, width))
+    return LBFGS(history, Preconditioner(*size))
 
 
 def rms(move: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Preconditioner:
     no change of variables (Nocedal, Wright: Numerical Optimization, 7.2).
     """
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, width: int, height: int) -> None:
         self.size = (height, width)
         down = torch.fft.fftfreq(height).unsqueeze(1)
         across = torch.fft.rfftfreq(width)

@@ -73,6 +73,8 @@ def transfer(
     stay without finite values, and BadState when the state is not one of this job.
     """
     run = Run(network, content, styles, settings, budget, fast_low)
+    # The run lets go of them when it has read them for the last time.
+    del content, styles
     if state is not None:
         run.restore(state)
     yield from run.steps()
@@ -95,8 +97,8 @@ class Run:
         self._styles = [style.to(network.device, network.dtype) for style in styles]
         self._settings = settings
         self._budget = budget
-        height, width = content.shape[-2:]
-        self._phases = phases(settings, (width, height), fast_low)
+        self._size = (content.shape[-1], content.shape[-2])
+        self._phases = phases(settings, self._size, fast_low)
         self._done = 0
         self._picture: Tensor | None = None
         self._watch = Watch()
@@ -145,44 +147,37 @@ class Run:
             raise BadState(
                 f"the state has no {missing}, which this job needs"
             ) from None
-        expected = _shrunk(self._content, phase.shrunk)
-        found = self._picture
-        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        width, height = _shrunk_size(self._size, phase.shrunk)
+        found, expected = self._picture, (1, 3, height, width)
+        if found.shape != expected or found.dtype != self._network.dtype:
             raise BadState(
                 f"the state's picture is {tuple(found.shape)} of {found.dtype}, "
-                f"this job's {tuple(expected.shape)} of {expected.dtype}"
+                f"this job's {expected} of {self._network.dtype}"
             )
         self._done = state.step
 
     def _enter(self, phase: Phase, planned: Plan | None = None) -> None:
         """Make ready what is used until the phase ends."""
+        size = _shrunk_size(self._size, phase.shrunk)
         content = _shrunk(self._content, phase.shrunk)
+        styles = [_shrunk(style, phase.shrunk) for style in self._styles]
         if self._phase is None or self._phase.shrunk != phase.shrunk:
-            height, width = content.shape[-2:]
-            self._plan = planned or self._planned((width, height))
-            self._picture = self._first_picture(content, phase)
-            self._optimizer = build_optimizer(
-                self._settings, height, width, self._plan.history
-            )
+            self._plan = planned or self._planned(size)
+            self._picture = self._first_picture(content, styles)
+            self._optimizer = build_optimizer(self._settings, size, self._plan.history)
             self._watch = Watch()
         else:
             # Losses of another precision.
             self._optimizer.forget_losses()
             self._watch.forget_losses()
         self._phase = phase
-        self._build_objective()
-
-    def _build_objective(self) -> None:
-        assert self._phase is not None
+        if phase is self._phases[-1]:
+            self._content, self._styles = content, []
         # The one before goes first: both together might not fit.
         self._objective = None
-        network = self._network.lowered() if self._phase.low else self._network
+        network = self._network.lowered() if phase.low else self._network
         self._objective = Objective(
-            network,
-            _shrunk(self._content, self._phase.shrunk),
-            [_shrunk(style, self._phase.shrunk) for style in self._styles],
-            self._settings,
-            self._plan,
+            network, content, styles, self._settings, self._plan
         )
 
     def _planned(self, size: tuple[int, int]) -> Plan:
@@ -195,11 +190,10 @@ class Run:
             )
         return found
 
-    def _first_picture(self, content: Tensor, phase: Phase) -> Tensor:
+    def _first_picture(self, content: Tensor, styles: Sequence[Tensor]) -> Tensor:
         """Return what the first step of a scale evaluates."""
         if self._picture is not None:
             return resized(self._picture, content.shape[-2:])
-        styles = [_shrunk(style, phase.shrunk) for style in self._styles]
         return first_picture(content, styles, self._settings)
 
     def _step(self, number: int) -> Step:
@@ -266,10 +260,10 @@ class Run:
                     raise
             # Outside of the handler, which holds on to the frames of the error.
             self._plan = plan
+            self._objective.spend(plan)
             self._optimizer.shorten(plan.history)
             if self._network.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._build_objective()
 
 
 def ran_out_of_memory(error: Exception) -> bool:
@@ -305,7 +299,12 @@ def resized(picture: Tensor, size: Sequence[int]) -> Tensor:
 def _shrunk(picture: Tensor, times: int) -> Tensor:
     if times == 1:
         return picture
-    return resized(picture, [max(1, side // times) for side in picture.shape[-2:]])
+    width, height = _shrunk_size((picture.shape[-1], picture.shape[-2]), times)
+    return resized(picture, (height, width))
+
+
+def _shrunk_size(size: tuple[int, int], times: int) -> tuple[int, int]:
+    return max(1, size[0] // times), max(1, size[1] // times)
 
 
 def _covering(style: Tensor, content: Tensor) -> Tensor:
