@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import platform
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,13 @@ def describe() -> dict[str, Any]:
         if torch.cuda.is_available():
             machine["gpu"] = torch.cuda.get_device_name()
     return machine
+
+
+def peak_mb() -> int:
+    """Return the most memory that this process ever had, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, else in kibibytes.
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
 
 
 def report(

@@ -6,17 +6,22 @@ textbook   the plain program: all of VGG-19 at every step, weights not frozen, a
            backward pass for each loss, torch's L-BFGS; on our normalised network
 pastiche   the package of that name, with the same layers
 limit      the floating-point operations of the layers needed, forward and back to the
-           picture, and of the Gram products, at the rate of a large matrix product
+           picture, and of the Gram products, at the rate of a large matrix product.
+           Where MKL's product is slower than oneDNN's convolutions, as on AMD, a
+           program can be faster: so there is a second limit, at the rate of these
 
-All are timed in turn in one run, on scikit-image's astronaut and coffee. Ours has a
-full history of L-BFGS; that of the others is as long as the rounds, which favours them.
+Each program has a process of its own, and all take turns in one run, on scikit-image's
+astronaut and coffee. Ours has a full history of L-BFGS; that of the others is as long
+as the rounds, which favours them.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +38,24 @@ from stylequeue_shared.layers import LAYERS
 from stylequeue_shared.plans import HISTORY_AT_MOST
 from stylequeue_worker.engine.network import LossNetwork, build_network
 from stylequeue_worker.engine.transfer import transfer
+from stylequeue_worker.memory import keep_freed_memory
 from stylequeue_worker.pictures import content_tensor
 from stylequeue_worker.weights import load_weights
 
 # As many steps in a row, so that each program finds its own memory in the caches.
 STEPS_A_TURN = 4
-GOALS = {"textbook": 4.5, "pastiche": {256: 1.5, 512: 2.5}}
+CPU = torch.device("cpu")
 Step = Callable[[], object]
+
+# How much faster ours is to be than each, by size; how much slower than the limit.
+GOALS: Mapping[tuple[str, str], Mapping[int, float]] = {
+    ("float32", "textbook"): {256: 4.5},
+    ("bfloat16", "textbook"): {256: 9.5},
+    ("float32", "pastiche"): {256: 1.5, 512: 2.5},
+    ("bfloat16", "pastiche"): {256: 3, 512: 6},
+    ("float32", "limit"): {256: 1 / 1.1},
+    ("bfloat16", "limit"): {256: 1 / 1.3},
+}
 
 
 class Textbook(nn.Module):
@@ -110,7 +126,7 @@ def gram(features: Tensor) -> Tensor:
 def main() -> None:
     """Time all programs at each size and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     found = machine.describe()
@@ -120,58 +136,129 @@ def main() -> None:
 
 def measure(size: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Time some steps of each program in turn, `rounds` times; give the medians."""
-    job = complete_settings({"image_size": size, "seed": 1}, styles=1)
-    weights = load_weights("bundled")
+    programs = [Program(name, size) for name in PROGRAMS]
+    seconds: dict[str, list[float]] = {program.name: [] for program in programs}
+    rates: dict[str, list[float]] = {"float32": [], "bfloat16": [], "convolution": []}
+    for _ in range(rounds):
+        rates["float32"].append(product_rate(torch.float32))
+        rates["bfloat16"].append(product_rate(torch.bfloat16))
+        rates["convolution"].append(convolution_rate())
+        for program in programs:
+            seconds[program.name].append(program.turn())
+    memory = {program.name: program.end() for program in programs}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    work = operations((size, size), complete_settings({"seed": 1}, styles=1))
+    best = {name: work / statistics.median(found) for name, found in rates.items()}
+    for ours in ("float32", "bfloat16"):
+        others = {
+            "textbook": medians["textbook"],
+            "pastiche": medians["pastiche"],
+            "limit": best[ours],
+        }
+        if ours == "float32":
+            others["limit of convolutions"] = best["convolution"]
+        for other, median in others.items():
+            yield {
+                "size": size,
+                "ours": ours,
+                "seconds": medians[ours],
+                "peak_mb": memory[ours],
+                "other": other,
+                "their_seconds": median,
+                "their_peak_mb": memory.get(other),
+                "ratio": median / medians[ours],
+                "goal": GOALS.get((ours, other), {}).get(size),
+            }
+
+
+class Program:
+    """One of the programs, in a process of its own."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._line, theirs = context.Pipe()
+        context.Process(target=take_turns, args=(name, size, theirs)).start()
+        self._line.recv()
+
+    def turn(self) -> float:
+        """Have it take its steps; return the seconds of one."""
+        self._line.send(STEPS_A_TURN)
+        seconds: float = self._line.recv()
+        return seconds
+
+    def end(self) -> int:
+        """End it; return the most memory that it had, in MB."""
+        self._line.send(0)
+        peak: int = self._line.recv()
+        return peak
+
+
+def take_turns(name: str, size: int, line: Connection) -> None:
+    """Take as many steps as asked for, until that is none."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [
-            square(name, size, Path(folder)) for name in ("astronaut.png", "coffee.png")
+            square(picture, size, Path(folder))
+            for picture in ("astronaut.png", "coffee.png")
         ]
-        content, style = (content_tensor(Image.open(path), job) for path in paths)
-        steps: dict[str, Step] = {
-            "ours": ours(
-                build_network(weights, torch.device("cpu")), content, style, job
-            ),
-            "textbook": Textbook(
-                build_network(weights, torch.device("cpu")), content, style, job
-            ).step,
-            "pastiche": PasticheArtist(
-                *(str(paths[0]), [str(paths[1])]),
-                device="cpu",
-                random_init=True,
-                content_layers=their_names(job.content_layers),
-                style_layers=their_names(job.style_layers),
-            ).draw,
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        rates = []
-        for _ in range(rounds):
-            rates.append(matrix_rate())
-            for name, step in steps.items():
-                began = time.perf_counter()
-                for _ in range(STEPS_A_TURN):
-                    step()
-                seconds[name].append((time.perf_counter() - began) / STEPS_A_TURN)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    medians["limit"] = operations(content, job) / statistics.median(rates)
-    for name, median in medians.items():
-        goal = GOALS.get(name)
-        yield {
-            "size": size,
-            "program": name,
-            "seconds_per_step": median,
-            "ours_is_faster_by": median / medians["ours"],
-            "goal": goal.get(size) if isinstance(goal, dict) else goal,
-        }
+        step = PROGRAMS[name](paths, size)
+        line.send("ready")
+        while steps := line.recv():
+            began = time.perf_counter()
+            for _ in range(steps):
+                step()
+            line.send((time.perf_counter() - began) / steps)
+    line.send(machine.peak_mb())
 
 
-def ours(
-    network: LossNetwork, content: Tensor, style: Tensor, job: JobSettings
-) -> Step:
+def ours(paths: Sequence[Path], size: int, low: bool = False) -> Step:
     """Return our own next step, with a full history behind it."""
-    steps = transfer(network, content, [style], job)
+    network = build_network(load_weights("bundled"), CPU)
+    keep_freed_memory()
+    # As many steps that half of them in bfloat16 last for the whole run.
+    steps = 5000 if low else 700
+    given = {"precision": "mixed", "steps": steps, "snapshot_every": 50} if low else {}
+    job = complete_settings({"image_size": size, "seed": 1, **given}, styles=1)
+    content, style = (content_tensor(Image.open(path), job) for path in paths)
+    run = transfer(network, content, [style], job, fast_low=True)
     for _ in range(HISTORY_AT_MOST + 2):
-        next(steps)
-    return lambda: next(steps)
+        next(run)
+    return lambda: next(run)
+
+
+def ours_in_bfloat16(paths: Sequence[Path], size: int) -> Step:
+    """Return our own next step in the lower precision."""
+    return ours(paths, size, low=True)
+
+
+def textbook(paths: Sequence[Path], size: int) -> Step:
+    """Return the textbook's next step."""
+    job = complete_settings({"image_size": size, "seed": 1}, styles=1)
+    content, style = (content_tensor(Image.open(path), job) for path in paths)
+    return Textbook(
+        build_network(load_weights("bundled"), CPU), content, style, job
+    ).step
+
+
+def pastiche(paths: Sequence[Path], size: int) -> Step:
+    """Return pastiche's next step, with the same layers."""
+    job = complete_settings({"image_size": size, "seed": 1}, styles=1)
+    step: Step = PasticheArtist(
+        *(str(paths[0]), [str(paths[1])]),
+        device="cpu",
+        random_init=True,
+        content_layers=their_names(job.content_layers),
+        style_layers=their_names(job.style_layers),
+    ).draw
+    return step
+
+
+PROGRAMS: Mapping[str, Callable[[Sequence[Path], int], Step]] = {
+    "float32": ours,
+    "bfloat16": ours_in_bfloat16,
+    "textbook": textbook,
+    "pastiche": pastiche,
+}
 
 
 def square(name: str, size: int, folder: Path) -> Path:
@@ -189,14 +276,14 @@ def their_names(layers: Sequence[str]) -> list[str]:
     return [f"block{name[4]}_{name[:4]}{name[6:]}" for name in layers]
 
 
-def operations(content: Tensor, job: JobSettings) -> float:
+def operations(size: tuple[int, int], job: JobSettings) -> float:
     """Return the floating-point operations of one evaluation.
 
     Each convolution once forward and once back to the picture, and for each style
     layer one product for the Gram matrix and one for its gradient.
     """
     total, incoming = 0.0, 3
-    height, width = content.shape[-2:]
+    width, height = size
     deepest = max(LAYERS.index(layer) for layer in job.layers)
     for layer in LAYERS[: deepest + 1]:
         if not layer.startswith("conv"):
@@ -211,13 +298,30 @@ def operations(content: Tensor, job: JobSettings) -> float:
     return total
 
 
-def matrix_rate(side: int = 2048) -> float:
-    """Return the floating-point operations a second of a large float32 product."""
-    a, b = torch.rand(side, side), torch.rand(side, side)
-    began = time.perf_counter()
-    for _ in range(3):
-        a @ b
-    return 3 * 2 * side**3 / (time.perf_counter() - began)
+def product_rate(dtype: torch.dtype, side: int = 2048) -> float:
+    """Return the floating-point operations a second of a large product."""
+    a, b = torch.rand(side, side).to(dtype), torch.rand(side, side).to(dtype)
+    return 2 * side**3 / fastest(lambda: a @ b)
+
+
+def convolution_rate(channels: int = 128, side: int = 128) -> float:
+    """Return the floating-point operations a second of a convolution of VGG-19."""
+    x = torch.rand(1, channels, side, side).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight = torch.rand(channels, channels, 3, 3)
+    work = 2 * 9 * channels**2 * side**2
+    return work / fastest(lambda: F.conv2d(x, weight, padding=1))
+
+
+def fastest(run: Step, times: int = 4) -> float:
+    """Return the seconds of the fastest of some runs."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ HISTORY_AT_MOST, HISTORY_AT_LEAST = 100, 5
 PICTURE = 12
 PAIR = 2 * PICTURE
 # Fitted by bench/memory.py: see docs/performance.md.
-PROCESS = 640 * MB
+PROCESS = 890 * MB
 PICTURES = {"lbfgs": 8 * PICTURE, "adam": 8 * PICTURE}
 PRECONDITIONER = 3 * PICTURE
-WORK = 6
+WORK = 8
 
 
 @dataclass(frozen=True)

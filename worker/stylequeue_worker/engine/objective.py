@@ -163,6 +163,8 @@ class Evaluation:
             features = named(found, settings.layers)
             grams.add({layer: features[layer] for layer in settings.style_layers})
             squares.add(features, self._objective.content_targets[number])
+            # Else this band would be in memory beside the next.
+            del found, features
         self._pulls = {
             layer: 2 * settings.content_weight / places
             for layer, places in squares.places.items()
