@@ -3,11 +3,7 @@ from typing import get_args
 
 import pytest
 
-from stylequeue_shared.job_settings import (
-    NOT_YET,
-    PRESETS,
-    JobSettings,
-)
+from stylequeue_shared.job_settings import PRESETS, JobSettings
 from stylequeue_shared.layers import LAYERS
 from tests.shared.choosing import complete, refused
 
@@ -74,16 +70,6 @@ def test_every_preset_is_known_by_the_model() -> None:
     for name in PRESETS:
         assert complete(json.dumps({"preset": name})).preset == name
     assert get_args(JobSettings.model_fields["preset"].annotation) == tuple(PRESETS)
-
-
-@pytest.mark.parametrize(("field", "values"), list(NOT_YET.items()))
-def test_what_is_not_built_yet_is_refused_by_name(
-    field: str, values: tuple[str, ...]
-) -> None:
-    for value in values:
-        error = refused(json.dumps({field: value}))
-        assert error.field == field
-        assert error.message == f"{field}: {value!r} is not available yet"
 
 
 def test_print_goes_from_coarse_to_fine() -> None:

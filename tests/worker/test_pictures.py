@@ -10,6 +10,7 @@ from stylequeue_worker.pictures import (
     style_tensor,
     to_tensor,
     with_colours_of,
+    with_histogram_of,
 )
 from tests.worker.engine.tiny import settings
 
@@ -90,3 +91,78 @@ def test_a_grey_content_stays_grey(grey):
     found = np.array(finish(to_tensor(photo(32, 32)), content, job)).astype(int)
     assert abs(found - found[..., :1]).max() == 0
     assert found.std() > 5
+
+
+def colours(image):
+    """Return mean and covariance of the colours of a picture (1, 3, H, W)."""
+    found = image.double().flatten(2)[0]
+    return found.mean(1), torch.cov(found, correction=0)
+
+
+def flat(*colour):
+    return to_tensor(Image.new("RGB", (24, 16), colour))
+
+
+def grey(seed):
+    return to_tensor(photo(40, 30, seed).convert("L").convert("RGB"))
+
+
+def test_a_matched_style_has_the_mean_and_covariance_of_the_content():
+    # Far from black and white, where colours are clamped.
+    content = to_tensor(photo(40, 30, 1)) / 5 + 0.4
+    content = content.mul(255).round().div(255)
+    found = with_histogram_of(content, to_tensor(photo(50, 20, 2)))
+    assert (found.shape, found.dtype) == ((1, 3, 20, 50), torch.float32)
+    for own, wanted in zip(colours(found), colours(content), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_style_matched_to_itself_stays_as_it_was():
+    style = to_tensor(photo(40, 30, 3))
+    torch.testing.assert_close(with_histogram_of(style, style), style)
+
+
+def test_matched_colours_are_those_a_picture_can_have():
+    dark_and_light = to_tensor(photo(40, 30, 4)).round()
+    found = with_histogram_of(dark_and_light, to_tensor(photo(40, 30, 5)))
+    assert (found.min(), found.max()) == (0, 1)
+
+
+def test_a_grey_content_makes_a_style_grey_and_leaves_its_drawing():
+    content, style = grey(6), to_tensor(photo(40, 30, 7))
+    found = with_histogram_of(content, style)
+    assert (found - found[:, :1]).abs().max() < 1e-6
+    assert found.std() == pytest.approx(content.std().item(), rel=0.1)
+
+
+def test_a_grey_style_gets_the_content_s_mean_colour_and_no_noise():
+    content, style = to_tensor(photo(40, 30, 8)), grey(9)
+    noise = np.random.default_rng(0).normal(0, 0.4, (1, 3, 30, 40)) / 255
+    grainy = (style + torch.from_numpy(noise).float()).mul(255).round().div(255)
+    found = with_histogram_of(content, grainy)
+    torch.testing.assert_close(
+        found.mean((2, 3)), content.mean((2, 3)), rtol=0, atol=0.02
+    )
+    # What was rounding in the style must not come out as coloured specks.
+    assert (found - with_histogram_of(content, style)).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("level", [0, 77, 255])
+def test_pictures_of_a_single_colour_are_matched_too(level):
+    content = to_tensor(photo(40, 30, 10))
+    plain = flat(level, level, level)
+    found = with_histogram_of(content, plain)
+    wanted = content.mean((2, 3), keepdim=True).expand_as(found)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(with_histogram_of(plain, content)[..., :16, :24], plain)
+    torch.testing.assert_close(with_histogram_of(plain, flat(9, 80, 200)), plain)
+
+
+def test_matching_does_not_depend_on_the_order_in_which_pixels_are_summed():
+    """Which is another one for each number of threads."""
+    content, style = to_tensor(photo(300, 200, 11)), to_tensor(photo(200, 300, 12))
+    turned = content.transpose(2, 3).contiguous()
+    found = with_histogram_of(content, style)
+    assert torch.equal(found, with_histogram_of(turned, style))
+    turned_style = style.transpose(2, 3).contiguous()
+    assert torch.equal(found, with_histogram_of(content, turned_style).transpose(2, 3))

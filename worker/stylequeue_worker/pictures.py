@@ -15,6 +15,9 @@ from stylequeue_shared.sizes import fit
 
 # Of gamma-coded RGB, as in Y'CbCr (ITU-R BT.709).
 LUMA = (0.2126, 0.7152, 0.0722)
+# A direction of colour with less variance, in steps of 8 bits squared, holds nothing
+# but rounding, which dividing by it would blow up to specks of strong colour.
+ROUNDING = 1.0
 
 
 def content_tensor(image: Image.Image, settings: JobSettings) -> Tensor:
@@ -74,6 +77,20 @@ def with_colours_of(painted: Tensor, content: Tensor) -> Tensor:
     return luma + saturation.clamp(0, 1) * differences
 
 
+def with_histogram_of(content: Tensor, style: Tensor) -> Tensor:
+    """Return the style (1, 3, H, W) with the content's mean and covariance of colours.
+
+    "Colour histogram matching" of Gatys et al., Preserving Color in Neural Artistic
+    Style Transfer (2016), in the form of Image Analogies. The left root leaves only the
+    content's directions of colour, so a grey content makes every style grey.
+    """
+    (target, spread), (mean, own) = _moments(content), _moments(style)
+    matrix = _power(spread, 0.5) @ _power(own, -0.5)
+    matched = torch.addmm(target - matrix @ mean, matrix, _levels(style))
+    # In place: in float64 a large picture takes gigabytes.
+    return matched.div_(255).clamp_(0, 1).float().view_as(style)
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB picture as float32 (1, 3, H, W) in 0..1."""
     pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
@@ -87,6 +104,28 @@ def resized(image: Image.Image, longer: int) -> Image.Image:
 
 
 _FILTER = Image.Resampling.LANCZOS
+
+
+def _levels(image: Tensor) -> Tensor:
+    # Sums of whole numbers are exact in float64, however many threads share them.
+    return image.mul(255).round_().double().view(3, -1)
+
+
+def _moments(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean (3, 1) and covariance (3, 3) of the colours, in steps of 8 bits."""
+    levels = _levels(image)
+    count = levels.shape[1]
+    mean = levels.sum(1, keepdim=True) / count
+    return mean, levels @ levels.T / count - mean @ mean.T
+
+
+def _power(covariance: Tensor, exponent: float) -> Tensor:
+    """Return a power of the matrix in its directions that are more than rounding."""
+    variances, directions = torch.linalg.eigh(covariance)
+    kept = variances > ROUNDING
+    directions = directions[:, kept]
+    power: Tensor = directions * variances[kept] ** exponent @ directions.T
+    return power
 
 
 def _for_the_network(

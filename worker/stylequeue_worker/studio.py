@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.plans import MB
 from stylequeue_shared.settings import Settings
-from stylequeue_shared.sizes import fit
 from stylequeue_worker.engine.network import build_network
 from stylequeue_worker.engine.transfer import Step, transfer
 from stylequeue_worker.memory import keep_freed_memory, total_memory
-from stylequeue_worker.pictures import content_tensor, style_tensor
+from stylequeue_worker.pictures import content_tensor, style_tensor, with_histogram_of
 from stylequeue_worker.weights import load_weights
 
 # Of the memory of a GPU or a machine, what its workers may take.
@@ -59,16 +59,29 @@ class Studio:
 
         `budget` is the memory that the job may take; left out, this worker's.
         """
-        size = fit(content.size, settings.image_size)
         yield from transfer(
             self._network,
             # No names here keep these: the run lets go of them when it has read them.
-            content_tensor(content, settings).to(self._device),
-            [style_tensor(style, settings, size).to(self._device) for style in styles],
+            *self._read(content, styles, settings),
             settings,
             budget=budget or self.budget,
             fast_low=self._fast_low,
         )
+
+    def _read(
+        self,
+        content: Image.Image,
+        styles: Sequence[Image.Image],
+        settings: JobSettings,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return content and styles as the engine takes them."""
+        start = content_tensor(content, settings)
+        size = (start.shape[-1], start.shape[-2])
+        examples = [style_tensor(style, settings, size) for style in styles]
+        if settings.preserve_colors == "histogram":
+            examples = [with_histogram_of(start, example) for example in examples]
+        device = self._device
+        return start.to(device), [example.to(device) for example in examples]
 
     def recover(self) -> None:
         """Let go of memory that a failed job may have left behind."""
