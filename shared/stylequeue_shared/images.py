@@ -77,20 +77,26 @@ Image.MAX_IMAGE_PIXELS = None
 Source = bytes | BinaryIO | Path
 
 
-def decode(source: Source, *, max_pixels: int | None = None) -> Image.Image:
+def decode(
+    source: Source, *, max_pixels: int | None = None, keep_alpha: bool = False
+) -> Image.Image:
     """Return the picture as RGB, upright, in sRGB, over white, without metadata.
 
+    With `keep_alpha` a picture with alpha becomes RGBA; its colours are those over
+    white all the same.
     Raises InvalidPicture. A hostile file can crash the whole process or fill its
     memory: `decoding` is for those.
     """
-    return read(source, max_pixels=max_pixels)[0]
+    return read(source, max_pixels=max_pixels, keep_alpha=keep_alpha)[0]
 
 
-def read(source: Source, *, max_pixels: int | None = None) -> tuple[Image.Image, str]:
+def read(
+    source: Source, *, max_pixels: int | None = None, keep_alpha: bool = False
+) -> tuple[Image.Image, str]:
     """Return what `decode` does, and the media type of the file."""
     if isinstance(source, Path):
         with source.open("rb") as opened:
-            return read(opened, max_pixels=max_pixels)
+            return read(opened, max_pixels=max_pixels, keep_alpha=keep_alpha)
     file: BinaryIO = BytesIO(source) if isinstance(source, bytes) else source
     # The decoder of WEBP takes memory for the whole canvas as soon as it is opened.
     _check_size(_webp_size(file.read(30)) or (1, 1), max_pixels)
@@ -101,7 +107,8 @@ def read(source: Source, *, max_pixels: int | None = None) -> tuple[Image.Image,
             image.load()
             # A TIFF's header may lie, and its real size is known only now.
             _check_size(image.size, max_pixels)
-            return _upright(_over_white(image), _orientation(image)), media_type
+            found = _flattened(image, keep_alpha)
+            return _upright(found, _orientation(image)), media_type
         except (InvalidPicture, MemoryError):
             raise
         except Exception as error:
@@ -128,7 +135,9 @@ def encode_png(image: Image.Image, text: Mapping[str, str] | None = None) -> byt
 
 
 def encode_jpeg(image: Image.Image, quality: int = 88) -> bytes:
-    """Return a JPEG without any metadata."""
+    """Return a JPEG without any metadata; what is transparent is white in it."""
+    if image.mode == "RGBA":
+        image = _over_white(image.convert("RGB"), image.getchannel("A"))
     return _encode(image, "JPEG", quality=quality)
 
 
@@ -229,19 +238,26 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    """Return a new picture in sRGB without alpha, and without the old one's info."""
+def _flattened(image: Image.Image, keep_alpha: bool) -> Image.Image:
+    """Return a new picture in sRGB over white, and without the old one's info."""
     profile = image.info.get("icc_profile")
     image, alpha = _eight_bits(image)
     rgb = _to_srgb(image, profile)
     if alpha is not None:
-        white = Image.new("RGB", rgb.size, "white")
-        white.paste(rgb, mask=alpha)
-        return white
+        flat = _over_white(rgb, alpha)
+        if keep_alpha:
+            flat.putalpha(alpha)
+        return flat
     if rgb is image:
         rgb = rgb.copy()
     rgb.info = {}
     return rgb
+
+
+def _over_white(rgb: Image.Image, alpha: Image.Image) -> Image.Image:
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb, mask=alpha)
+    return white
 
 
 def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -319,7 +335,7 @@ def _transformed(image: Image.Image, source: Any) -> Image.Image:
 
 def _encode(image: Image.Image, format: str, **options: Any) -> bytes:
     # Pillow writes what it finds in `info`: profiles, comments, resolutions.
-    image = image.convert("RGB")
+    image = image.convert("RGBA" if image.mode == "RGBA" else "RGB")
     image.info = {}
     buffer = BytesIO()
     image.save(buffer, format, **options)

@@ -192,6 +192,13 @@ class JobSettings(BaseModel):
         "stay. histogram: the styles take on the content's colours beforehand.",
         json_schema_extra={"advanced": True},
     )
+    keep_alpha: bool = Field(
+        False,
+        title="Keep transparency",
+        description="The content's alpha channel is kept in the result. Left out: "
+        "what is transparent is painted as white.",
+        json_schema_extra={"advanced": True},
+    )
     snapshot_every: int = Field(
         50,
         ge=1,

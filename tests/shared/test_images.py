@@ -331,6 +331,38 @@ def test_written_files_carry_no_metadata_of_the_picture() -> None:
     assert "icc_profile" in image.info  # the caller's picture is left alone
 
 
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "AVIF"])
+def test_alpha_is_kept_on_request_beside_the_colours_over_white(format: str) -> None:
+    clear = colourful()
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(clear, format, **options)
+    got = images.decode(data, keep_alpha=True)
+    assert got.mode == "RGBA"
+    assert difference(*(np.asarray(one)[..., 3] * 1.0 for one in (got, clear))) < 2
+    assert (pixels(got.convert("RGB")) == decoded(data)).all()
+
+
+def test_kept_alpha_is_turned_upright_with_its_picture(tmp_path: Path) -> None:
+    clear = colourful()
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    lying = clear.transpose(Image.Transpose.ROTATE_90)
+    (tmp_path / "lying.png").write_bytes(saved(lying, "PNG", exif=exif(6)))
+    got = images.decode(tmp_path / "lying.png", keep_alpha=True)
+    assert got.getchannel("A").tobytes() == clear.getchannel("A").tobytes()
+
+
+def test_a_picture_without_alpha_gets_none_on_request_either() -> None:
+    assert images.decode(saved(colourful(), "PNG"), keep_alpha=True).mode == "RGB"
+
+
+def test_alpha_is_written_to_a_png_and_laid_over_white_in_a_jpeg() -> None:
+    clear = Image.new("RGBA", (16, 16), (200, 0, 100, 0))
+    with Image.open(BytesIO(images.encode_png(clear))) as got:
+        assert (got.mode, got.getpixel((3, 3))) == ("RGBA", (200, 0, 100, 0))
+    assert decoded(images.encode_jpeg(clear)).min() >= 254
+
+
 def test_a_png_carries_the_text_it_is_given() -> None:
     data = images.encode_png(colourful(), {"seed": "12", "title": "Ünï ×"})
     with Image.open(BytesIO(data)) as got:

@@ -27,6 +27,7 @@ DEFAULTS = {
     "stop_when_flat": False,
     "pooling": "max",
     "preserve_colors": "none",
+    "keep_alpha": False,
     "snapshot_every": 50,
 }
 

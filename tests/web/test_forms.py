@@ -33,7 +33,9 @@ def filled(limits: Settings, base: str = "quick", **changes: Any) -> Any:
     sent: MultiDict[str, str] = MultiDict({"shown_preset": base})
     for name, value in {**forms.preset_values(base), **changes}.items():
         values = value if isinstance(value, list) else [value]
-        sent.setlist(name, ["" if one is None else str(one) for one in values])
+        # A box that is not ticked is not sent at all.
+        if value is not False:
+            sent.setlist(name, ["" if one is None else str(one) for one in values])
     return forms.job_form(limits)(formdata=sent)
 
 
@@ -91,6 +93,14 @@ def test_what_was_changed_by_hand_is_sent(limits: Settings) -> None:
     assert form.validate(), form.errors
     given = {"preset": "quick", "steps": 40, "style_layers": ["conv1_1"], "seed": 7}
     assert form.given() == given
+
+
+def test_a_ticked_box_is_sent_as_true(limits: Settings) -> None:
+    form = filled(limits, keep_alpha=True)
+    assert form.validate(), form.errors
+    assert form.given() == {"preset": "quick", "keep_alpha": True}
+    assert "checked" in form["keep_alpha"]()
+    assert "checked" not in shown(limits)["keep_alpha"]()
 
 
 def test_another_preset_picked_without_javascript_brings_its_values(

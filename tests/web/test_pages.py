@@ -8,6 +8,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
+from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
 from stylequeue_shared import jobs
@@ -15,6 +16,7 @@ from stylequeue_shared.database import Database
 from stylequeue_shared.errors import MachineError
 from stylequeue_shared.jobs import Claim, Progress, Result
 from stylequeue_shared.migrate import migrate
+from stylequeue_shared.models import Job
 from stylequeue_shared.settings import Settings
 from stylequeue_web import forms, words
 from stylequeue_web.app import create_app
@@ -58,7 +60,12 @@ def send(client: FlaskClient, headers: Any = None, **changes: Any) -> TestRespon
         "csrf_token": token(client),
         "content_sample": "cat",
         "style_sample": ["night"],
-        **{name: value for name, value in values.items() if value is not None},
+        # A box that is not ticked is not sent at all.
+        **{
+            name: value
+            for name, value in values.items()
+            if value is not None and value is not False
+        },
     }
     return client.post(
         "/", data=filled, headers=headers, content_type="multipart/form-data"
@@ -203,6 +210,24 @@ def test_a_finished_job_offers_its_picture(
     assert "a test&#39;s" in page
     assert "The finished picture, 256 × 170 pixels" in page
     assert f'href="/api/v1/jobs/{job_id}/result"' in page
+
+
+def test_a_job_of_an_earlier_release_is_shown_with_the_settings_it_has(
+    client: FlaskClient, database: Database
+) -> None:
+    job_id = submitted(client, keep_alpha="y")
+    line = "<dt>Keep transparency</dt><dd>yes</dd>"
+    assert line in client.get(f"/jobs/{job_id}").text
+    with database.write() as connection:
+        settings = connection.scalar(select(Job.settings).where(Job.id == job_id))
+        assert settings.pop("keep_alpha") is True
+        connection.execute(
+            update(Job).where(Job.id == job_id).values(settings=settings)
+        )
+    page = client.get(f"/jobs/{job_id}")
+    assert page.status_code == 200
+    assert "Keep transparency" not in page.text
+    assert client.get(f"/?from={job_id}").status_code == 200
 
 
 def test_a_job_is_cancelled_retried_and_deleted_by_forms(client: FlaskClient) -> None:

@@ -166,3 +166,27 @@ def test_matching_does_not_depend_on_the_order_in_which_pixels_are_summed():
     assert torch.equal(found, with_histogram_of(turned, style))
     turned_style = style.transpose(2, 3).contiguous()
     assert torch.equal(found, with_histogram_of(content, turned_style).transpose(2, 3))
+
+
+def clear(width, height):
+    """Return a picture that is clear on the left and opaque on the right."""
+    image = photo(width, height)
+    image.putalpha(Image.linear_gradient("L").rotate(90).resize((width, height)))
+    return image
+
+
+def test_the_engine_sees_the_colours_of_a_picture_with_alpha_as_they_are():
+    image = clear(64, 48)
+    found = content_tensor(image, settings(image_size=64))
+    assert torch.equal(found, to_tensor(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("colours", ["none", "luminance"])
+def test_alpha_is_kept_at_the_result_s_size(colours):
+    content, job = clear(64, 48), settings(preserve_colors=colours)
+    found = finish(to_tensor(photo(128, 96, 2)), content, job)
+    assert (found.mode, found.size) == ("RGBA", (128, 96))
+    opaque = finish(to_tensor(photo(128, 96, 2)), content.convert("RGB"), job)
+    assert found.convert("RGB").tobytes() == opaque.tobytes()
+    alpha = np.array(found.getchannel("A")).astype(int)
+    assert abs(alpha[48] - np.linspace(0, 255, 128)).max() < 4

@@ -75,6 +75,19 @@ def test_several_styles_are_blended_and_a_jpeg_is_written_on_request(
         assert (picture.format, picture.size) == ("JPEG", (64, 43))
 
 
+def test_the_alpha_of_the_content_is_kept_on_request(
+    start: Start, tmp_path: Path
+) -> None:
+    clear = colourful(96, 64)
+    clear.putalpha(77)
+    (tmp_path / "photo.jpg").write_bytes(saved(clear, "PNG"))
+    process = start("-o", "out.png", "--steps", "1", "--keep-alpha", "true")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.getchannel("A").getextrema() == (77, 77)
+
+
 def test_ctrl_c_keeps_the_newest_picture(start: Start, tmp_path: Path) -> None:
     process = start(
         *("-o", "out.png", "--steps", "100000", "--snapshot-every", "1000"),
@@ -100,6 +113,8 @@ def test_ctrl_c_keeps_the_newest_picture(start: Start, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (("-o", "out.gif"), "output: found 'out.gif'"),
+        (("-o", "out.jpg", "--keep-alpha", "true"), "with .png to keep alpha"),
+        (("-o", "out.png", "--keep-alpha", "yes"), 'keep_alpha: found "yes"'),
         (("-o", "nowhere/out.png"), "output: nowhere/out.png cannot be written"),
         (("-o", "out.png", "--steps", "many"), 'steps: found "many"'),
         (("-o", "out.png", "--style-layers", "conv9_1"), "style_layers: found"),

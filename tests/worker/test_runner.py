@@ -24,6 +24,7 @@ from stylequeue_worker.draining import Draining
 from stylequeue_worker.engine.transfer import Step
 from stylequeue_worker.runner import Runner
 from tests.shared.outages import Flaky
+from tests.shared.pictures import saved
 from tests.worker.submitting import submit, submit_bytes
 
 LEASE = 2.0
@@ -157,6 +158,37 @@ def test_the_picture_says_how_it_was_made(bench: Bench) -> None:
     assert text["seed"] == "11"
     assert text["weights"] == "abc"
     assert text["Software"] == "StyleQueue 1.2"
+
+
+def clear_picture() -> bytes:
+    return saved(Image.new("RGBA", (64, 48), (0, 0, 0, 51)), "PNG")
+
+
+def test_the_content_s_alpha_is_kept_on_request(bench: Bench) -> None:
+    uploads = clear_picture(), clear_picture()
+    seen = []
+    paint = bench.engine.paint
+
+    def look(
+        content: Image.Image, styles: Sequence[Image.Image], *others: Any
+    ) -> Iterator[Step]:
+        seen.append((content, *styles))
+        return paint(content, styles, *others)
+
+    bench.engine.paint = look  # type: ignore[method-assign]
+    job = submit_bytes(bench.database, bench.store, *uploads, keep_alpha=True)
+    bench.runner.run_next()
+    assert [picture.mode for picture in seen[0]] == ["RGBA", "RGB"]
+    for row in (bench.row(job).result_key, bench.snapshots(job)[0].key):
+        with Image.open(io.BytesIO(bench.store.get(row))) as picture:
+            assert picture.getpixel((5, 5)) == (128, 128, 128, 51)
+        # A preview has none: grey at a fifth over white.
+        with Image.open(io.BytesIO(bench.store.get(rendition_key(row, 512)))) as small:
+            assert small.getpixel((5, 5)) == (230, 230, 230)
+    plain = submit_bytes(bench.database, bench.store, *uploads)
+    bench.runner.run_next()
+    with Image.open(io.BytesIO(bench.store.get(bench.row(plain).result_key))) as flat:
+        assert flat.mode == "RGB"
 
 
 def test_the_last_snapshot_is_the_result_and_no_second_file(bench: Bench) -> None:

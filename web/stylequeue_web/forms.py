@@ -10,6 +10,7 @@ from typing import Any
 
 from flask_wtf import FlaskForm
 from wtforms import (
+    BooleanField,
     Field,
     FileField,
     FloatField,
@@ -167,6 +168,8 @@ def _field(name: str, schema: dict[str, Any], limits: Settings) -> Any:
                 choices=layers, validators=[_at_least_one], **labels
             )
         return NumbersField(validators=[_at_most_styles], **labels)
+    if schema["type"] == "boolean":
+        return BooleanField(**labels)
     checks = _number_validators(name, schema, limits)
     if schema["type"] == "integer":
         return IntegerField(validators=checks, **labels)

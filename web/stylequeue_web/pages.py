@@ -222,4 +222,6 @@ def _settings_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (schema["title"], words.value(settings[name], schema.get("unit", "")))
         for name, schema in forms.SCHEMA.items()
+        # A job of an earlier release does not know the newest settings.
+        if name in settings
     ]

@@ -87,6 +87,8 @@ def value(setting: Any, unit: str = "") -> str:
     """Write the value of a setting."""
     if setting is None:
         return "–"
+    if isinstance(setting, bool):
+        return "yes" if setting else "no"
     if isinstance(setting, list | tuple):
         return ", ".join(value(one) for one in setting)
     if isinstance(setting, float):

@@ -38,14 +38,20 @@ def style_tensor(
 
 
 def finish(image: Tensor, content: Image.Image, settings: JobSettings) -> Image.Image:
-    """Return the picture of a step as 8-bit RGB, with the colours that were asked."""
+    """Return the picture of a step in 8 bits, with the colours that were asked.
+
+    It is RGBA if the content is, which it only is where its alpha is to be kept.
+    """
     painted = image.detach().to("cpu", torch.float32)[0]
+    size = (painted.shape[-1], painted.shape[-2])
     if settings.preserve_colors == "luminance":
-        height, width = painted.shape[-2:]
-        original = content.resize((width, height), Image.Resampling.LANCZOS)
+        original = content.convert("RGB").resize(size, _FILTER)
         painted = with_colours_of(painted, to_tensor(original)[0])
+    if content.mode == "RGBA":
+        alpha = np.array(content.getchannel("A").resize(size, _FILTER), np.float32)
+        painted = torch.cat([painted, torch.from_numpy(alpha / 255).unsqueeze(0)])
     pixels = painted.clamp(0, 1).mul(255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGB")
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def description(settings: JobSettings, made_with: Mapping[str, Any]) -> dict[str, str]:

@@ -46,7 +46,7 @@ def render(
     the newest picture. Raises InvalidSetting and InvalidPicture that name the field.
     """
     job = complete_settings(given, styles=len(styles))
-    _check_output(output)
+    _check_output(output, job)
     photo, *paintings = _read(settings, job, content, styles)
     place = places(settings)[0]
     # Before torch is imported: it pins this process to one GPU, as a worker is.
@@ -126,15 +126,17 @@ def _read(
     ]
     sizes = [(picture.width, picture.height) for picture in found]
     check_fits(job, sizes[0], sizes[1:])
-    return [images.decode(path) for path in paths]
+    photo = images.decode(content, keep_alpha=job.keep_alpha)
+    return [photo, *map(images.decode, styles)]
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, job: JobSettings) -> None:
     """Refuse now what could not be written after an hour of painting."""
-    if output.suffix.lower() not in SUFFIXES:
+    suffixes = (".png",) if job.keep_alpha else SUFFIXES
+    if output.suffix.lower() not in suffixes:
         raise InvalidSetting(
             f"output: found {output.name!r}; its name must end with "
-            f"{', '.join(SUFFIXES)}",
+            f"{', '.join(suffixes)}{' to keep alpha' if job.keep_alpha else ''}",
             field="output",
         )
     if output.is_dir() or not os.access(output.parent, os.W_OK):

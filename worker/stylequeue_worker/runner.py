@@ -152,7 +152,8 @@ class Attempt:
 
     def _paint(self) -> tuple[str, End]:
         """Return how the job ends, and the change that says so."""
-        content = self._decode(self._held.content_sha)
+        keep_alpha = self._settings.keep_alpha
+        content = self._decode(self._held.content_sha, keep_alpha=keep_alpha)
         styles = [self._decode(sha) for sha in self._held.style_shas]
         self._describe()
         steps = self._painter.paint(content, styles, self._settings, self._budget)
@@ -172,9 +173,10 @@ class Attempt:
                 self._save_snapshot(step, progress, content)
         raise OurError(f"The engine ended before step {self._settings.steps}.")
 
-    def _decode(self, sha256: str) -> Image.Image:
+    def _decode(self, sha256: str, *, keep_alpha: bool = False) -> Image.Image:
         try:
-            return images.decode(self._store.get(original_key(sha256)))
+            upload = self._store.get(original_key(sha256))
+            return images.decode(upload, keep_alpha=keep_alpha)
         except NotFound as error:
             raise MachineError("A picture of this job is missing here.") from error
 

@@ -19,6 +19,8 @@ function write(form, name, value) {
   if (name === "preset") return;
   if (Array.isArray(value)) {
     for (const box of form.querySelectorAll(`input[name="${name}"]`)) box.checked = value.includes(box.value);
+  } else if (typeof value === "boolean") {
+    form.elements[name].checked = value;
   } else {
     form.elements[name].value = value ?? "";
   }
