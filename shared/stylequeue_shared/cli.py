@@ -118,7 +118,7 @@ def _with_job_settings(command: click.Command) -> click.Command:
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="PNG or JPEG.",
+    help="PNG or JPEG, or TIFF with --result-format tiff16.",
 )
 @click.option("--save-every", type=click.IntRange(1), help="Steps between saved files.")
 def render(

@@ -127,11 +127,16 @@ def from_array(pixels: NDArray[np.uint8]) -> Image.Image:
 
 def encode_png(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
     """Return a PNG that carries `text` in its text chunks, and no other metadata."""
-    chunks = PngImagePlugin.PngInfo()
-    for name, value in (text or {}).items():
-        chunks.add_itxt(name, value)
     # Level 6 takes twice as long as 3, for files that are 3 % smaller.
-    return _encode(image, "PNG", pnginfo=chunks, compress_level=3)
+    return _encode(image, "PNG", pnginfo=text_chunks(text or {}), compress_level=3)
+
+
+def text_chunks(text: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    """Return the chunks in which a PNG carries `text`."""
+    chunks = PngImagePlugin.PngInfo()
+    for name, value in text.items():
+        chunks.add_itxt(name, value)
+    return chunks
 
 
 def encode_jpeg(image: Image.Image, quality: int = 88) -> bytes:

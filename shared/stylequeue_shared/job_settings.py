@@ -195,8 +195,15 @@ class JobSettings(BaseModel):
     keep_alpha: bool = Field(
         False,
         title="Keep transparency",
-        description="The content's alpha channel is kept in the result. Left out: "
+        description="The content's alpha channel is kept in the result; if not, "
         "what is transparent is painted as white.",
+        json_schema_extra={"advanced": True},
+    )
+    result_format: Literal["png", "png16", "tiff16"] = Field(
+        "png",
+        title="Result format",
+        description="png16 and tiff16 have 16 bits a channel, for printing and "
+        "editing; png has 8, as snapshots always have.",
         json_schema_extra={"advanced": True},
     )
     snapshot_every: int = Field(
@@ -239,6 +246,11 @@ class JobSettings(BaseModel):
                 f"{self.steps // (MAX_SNAPSHOTS + 1) + 1}"
             )
         return self
+
+    @property
+    def result_suffix(self) -> str:
+        """The ending of the result's file name."""
+        return ".tif" if self.result_format == "tiff16" else ".png"
 
     @property
     def layers(self) -> tuple[str, ...]:

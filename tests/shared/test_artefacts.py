@@ -8,6 +8,7 @@ from stylequeue_shared.artefacts import (
     RENDITION_SIZES,
     clean_key,
     job_prefix,
+    media_type,
     original_key,
     rendition_key,
     result_key,
@@ -18,7 +19,7 @@ from stylequeue_shared.store import KEY, Store, open_store
 JOB = "0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"
 OTHER = JOB[:-1] + "c"
 SHA = "ab" + "0" * 62
-OF_JOB = [snapshot_key(JOB, 1, 50), result_key(JOB, 1)]
+OF_JOB = [snapshot_key(JOB, 1, 50), result_key(JOB, 1), result_key(JOB, 1, ".tif")]
 
 
 @pytest.fixture
@@ -81,6 +82,17 @@ def test_snapshots_sort_by_their_step() -> None:
 def test_an_original_is_found_by_its_digest() -> None:
     assert original_key(SHA) == f"pictures/ab/{SHA}"
     assert not original_key(SHA).startswith("renditions/")
+
+
+def test_a_key_tells_what_kind_of_picture_it_names() -> None:
+    kinds = {
+        snapshot_key(JOB, 1, 50): "image/png",
+        result_key(JOB, 1): "image/png",
+        result_key(JOB, 1, ".tif"): "image/tiff",
+        rendition_key(result_key(JOB, 1, ".tif"), 512): "image/jpeg",
+        clean_key(original_key(SHA)): "image/png",
+    }
+    assert {key: media_type(key) for key in kinds} == kinds
 
 
 def test_the_preview_is_one_of_the_renditions() -> None:

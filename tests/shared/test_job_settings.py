@@ -28,6 +28,7 @@ DEFAULTS = {
     "pooling": "max",
     "preserve_colors": "none",
     "keep_alpha": False,
+    "result_format": "png",
     "snapshot_every": 50,
 }
 
@@ -87,6 +88,30 @@ def test_a_preset_that_does_not_exist_is_refused(preset: str) -> None:
     assert error.field == "preset"
     assert f"found {preset}" in error.message
     assert all(f"'{name}'" in error.message for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("result_format", "suffix"),
+    [("png", ".png"), ("png16", ".png"), ("tiff16", ".tif")],
+)
+def test_the_format_of_the_result_decides_how_its_file_is_called(
+    result_format: str, suffix: str
+) -> None:
+    found = complete(json.dumps({"result_format": result_format}))
+    assert found.result_suffix == suffix
+
+
+@pytest.mark.parametrize("value", ['"jpeg"', '"PNG16"', '"tiff"', "16", "null"])
+def test_a_format_that_is_not_written_is_refused_with_those_that_are(
+    value: str,
+) -> None:
+    message = refused(f'{{"result_format": {value}}}').message
+    assert f"found {value}; input should be 'png', 'png16' or 'tiff16'" in message
+
+
+@pytest.mark.parametrize("value", ['"true"', "1", "null", "[]"])
+def test_keeping_alpha_is_true_or_false(value: str) -> None:
+    assert refused(f'{{"keep_alpha": {value}}}').field == "keep_alpha"
 
 
 # -- Layers ---------------------------------------------------------------------------

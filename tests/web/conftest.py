@@ -182,7 +182,7 @@ class Worker:
         jobs.add_snapshot(self._database, claim, key, self.progress(step))
 
     def succeed(self, claim: Claim) -> None:
-        key = result_key(claim.job_id, claim.attempt)
+        key = result_key(claim.job_id, claim.attempt, claim.settings.result_suffix)
         self._store.put(key, encode_png(colourful(600, 400)))
         made = Result(key, 600, 400)
         jobs.succeed(self._database, claim, self.progress(700), made)

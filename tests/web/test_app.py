@@ -94,6 +94,22 @@ def test_the_description_names_every_route_of_the_api(
     }
 
 
+def test_the_description_says_which_pictures_may_be_a_tiff(client: FlaskClient) -> None:
+    paths = client.get(DESCRIPTION).get_json()["paths"]
+    kinds = {
+        path.split("}/", 1)[1]: set(operations["get"]["responses"]["200"]["content"])
+        for path, operations in paths.items()
+        if re.search("/(result|content|snapshots/.*|styles/.*)$", path)
+    }
+    shown = {"image/png", "image/jpeg"}
+    assert kinds == {
+        "result": {*shown, "image/tiff"},
+        "content": shown,
+        "snapshots/{step}": shown,
+        "styles/{number}": shown,
+    }
+
+
 def test_the_description_is_valid(app: Application) -> None:
     schemathesis.openapi.from_wsgi(DESCRIPTION, app).validate()
 

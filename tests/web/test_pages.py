@@ -212,6 +212,27 @@ def test_a_finished_job_offers_its_picture(
     assert f'href="/api/v1/jobs/{job_id}/result"' in page
 
 
+@pytest.mark.parametrize(
+    ("result_format", "suffix", "name"),
+    [("png", ".png", "PNG"), ("png16", ".png", "PNG"), ("tiff16", ".tif", "TIFF")],
+)
+def test_a_picture_is_downloaded_as_what_it_is_and_shown_as_what_browsers_know(
+    client: FlaskClient,
+    database: Database,
+    result_format: str,
+    suffix: str,
+    name: str,
+) -> None:
+    job_id = submitted(client, result_format=result_format)
+    result = Result(f"jobs/{job_id}/1/result{suffix}", 256, 170)
+    jobs.succeed(database, claim(database), progress(200), result)
+    page = client.get(f"/jobs/{job_id}").text
+    assert f'{suffix}">Download {name}</a>' in page
+    shown = re.findall(r'<img[^>]*src="([^"]+)"', page)
+    assert f"/api/v1/jobs/{job_id}/result?size=512" in shown
+    assert f"/api/v1/jobs/{job_id}/result" not in shown
+
+
 def test_a_job_of_an_earlier_release_is_shown_with_the_settings_it_has(
     client: FlaskClient, database: Database
 ) -> None:

@@ -3,13 +3,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image, ImageCms
 
-from stylequeue_shared.artefacts import RENDITION_SIZES
+from stylequeue_shared.artefacts import RENDITION_SIZES, result_key
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
+from stylequeue_worker import deep
 from tests.shared.pictures import colourful, exif, saved
 from tests.web.conftest import Kept, Worker
 
@@ -142,6 +144,46 @@ def test_a_download_is_named_after_what_it_is(client: FlaskClient, here: str) ->
         assert shown == f"inline; filename={name}"
         taken = client.get(f"{here}/{path}download=1").headers["Content-Disposition"]
         assert taken == f"attachment; filename={name}"
+
+
+@pytest.mark.parametrize(
+    ("result_format", "encode", "suffix", "media_type"),
+    [
+        ("png16", deep.encode_png, ".png", "image/png"),
+        ("tiff16", deep.encode_tiff, ".tif", "image/tiff"),
+    ],
+)
+def test_a_result_of_sixteen_bits_is_sent_as_it_is_and_shown_as_a_jpeg(
+    client: FlaskClient,
+    submit: Submit,
+    worker: Worker,
+    store: Store,
+    result_format: str,
+    encode: Callable[..., bytes],
+    suffix: str,
+    media_type: str,
+) -> None:
+    job = submit(settings={"result_format": result_format})
+    claim = worker.claim()
+    worker.succeed(claim)
+    clear = np.zeros((400, 600, 4), np.uint16)
+    clear[:, :300] = 65535
+    file = encode(clear, {"Software": "StyleQueue"})
+    store.put(result_key(claim.job_id, claim.attempt, suffix), file)
+    here = job["links"]["self"]
+    result = client.get(here).get_json()["result"]
+    assert result["media_type"] == media_type
+    whole = client.get(result["url"])
+    assert (whole.mimetype, whole.data) == (media_type, file)
+    name = f"stylequeue-{claim.job_id}{suffix}"
+    assert whole.headers["Content-Disposition"] == f"inline; filename={name}"
+    for size in (128, 512):
+        small = client.get(f"{here}/result?size={size}")
+        assert small.mimetype == "image/jpeg"
+        with Image.open(BytesIO(small.data)) as image:
+            assert image.width == size
+            # Over white, as uploads are.
+            assert min(image.convert("L").getextrema()) >= 254
 
 
 def test_asked_for_a_part_the_whole_picture_is_sent(

@@ -1,11 +1,16 @@
+import io
+
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from stylequeue_shared.errors import InvalidPicture
 from stylequeue_worker.pictures import (
     content_tensor,
+    encode_result,
     finish,
     style_tensor,
     to_tensor,
@@ -190,3 +195,56 @@ def test_alpha_is_kept_at_the_result_s_size(colours):
     assert found.convert("RGB").tobytes() == opaque.tobytes()
     alpha = np.array(found.getchannel("A")).astype(int)
     assert abs(alpha[48] - np.linspace(0, 255, 128)).max() < 4
+
+
+TEXT = {"Software": "StyleQueue 1.2", "seed": "3"}
+
+
+def ramp(width, height):
+    """Return a painting of finer shades than eight bits have, in no colour twice."""
+    shades = torch.linspace(0.2, 0.8, width * height).view(1, 1, height, width)
+    return torch.cat([shades, shades.flip(2), shades.flip(3)], 1)
+
+
+def read(data, job):
+    if job.result_format == "tiff16":
+        return tifffile.imread(io.BytesIO(data))
+    return imagecodecs.png_decode(data)
+
+
+@pytest.mark.parametrize("name", ["png16", "tiff16"])
+def test_a_result_of_sixteen_bits_is_quantised_straight_from_the_painting(name):
+    job, painted = settings(result_format=name), ramp(96, 64)
+    found = read(encode_result(painted, photo(64, 48), job, TEXT), job)
+    assert found.shape == (64, 96, 3)
+    exact = painted[0].permute(1, 2, 0).double().numpy() * 65535
+    assert abs(found - exact).max() <= 0.51
+    assert len(np.unique(found[..., 0])) == 96 * 64
+
+
+@pytest.mark.parametrize("name", ["png16", "tiff16"])
+def test_kept_brightness_has_all_sixteen_bits(name):
+    job = settings(result_format=name, preserve_colors="luminance")
+    content = Image.new("RGB", (96, 64), (140, 120, 110))
+    found = read(encode_result(ramp(96, 64), content, job, TEXT), job)
+    assert len(np.unique(found[..., 0])) > 5000
+
+
+@pytest.mark.parametrize("name", ["png", "png16", "tiff16"])
+def test_a_result_is_what_is_shown_of_it(name):
+    job, content = settings(result_format=name), clear(64, 48)
+    data = encode_result(ramp(96, 64), content, job, TEXT)
+    found = read(data, job).astype(float)
+    shown = np.asarray(finish(ramp(96, 64), content, job))
+    assert found.shape == shown.shape == (64, 96, 4)
+    white = 255 if name == "png" else 65535
+    assert abs(found / white * 255 - shown).max() <= 0.51
+    assert data.startswith(b"II" if name == "tiff16" else b"\x89PNG")
+    assert b"StyleQueue 1.2" in data
+
+
+def test_what_lies_outside_of_black_and_white_is_cut_off():
+    painted = torch.tensor([-0.5, 1.5]).view(1, 1, 1, 2).expand(1, 3, 40, 2)
+    job = settings(result_format="png16")
+    found = read(encode_result(painted, photo(8, 8), job, TEXT), job)
+    assert found[0].tolist() == [[0] * 3, [65535] * 3]

@@ -1,5 +1,6 @@
 """`stylequeue render` as a person runs it: real processes, real signals."""
 
+import io
 import json
 import os
 import signal
@@ -9,7 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import pytest
+import tifffile
 from PIL import Image
 
 from tests.shared.pictures import colourful, saved
@@ -75,6 +78,27 @@ def test_several_styles_are_blended_and_a_jpeg_is_written_on_request(
         assert (picture.format, picture.size) == ("JPEG", (64, 43))
 
 
+@pytest.mark.parametrize(
+    ("name", "result_format"), [("out.png", "png16"), ("out.TIFF", "tiff16")]
+)
+def test_sixteen_bits_are_written_on_request(
+    start: Start, tmp_path: Path, name: str, result_format: str
+) -> None:
+    options = ("--steps", "2", "--save-every", "1", "--result-format", result_format)
+    process = start("-o", name, *options)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    for made in (name, name.replace("out", "out-000001")):
+        data = (tmp_path / made).read_bytes()
+        png = result_format == "png16"
+        found = (
+            imagecodecs.png_decode(data) if png else tifffile.imread(io.BytesIO(data))
+        )
+        assert (found.dtype, found.shape) == ("uint16", (43, 64, 3))
+        # More than eight bits repeated.
+        assert (found % 257 != 0).any()
+
+
 def test_the_alpha_of_the_content_is_kept_on_request(
     start: Start, tmp_path: Path
 ) -> None:
@@ -113,7 +137,15 @@ def test_ctrl_c_keeps_the_newest_picture(start: Start, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (("-o", "out.gif"), "output: found 'out.gif'"),
-        (("-o", "out.jpg", "--keep-alpha", "true"), "with .png to keep alpha"),
+        (
+            ("-o", "out.jpg", "--keep-alpha", "true"),
+            "found 'out.jpg'; with result_format png and keep_alpha its name must end "
+            "with .png",
+        ),
+        (("-o", "out.tif"), "result_format png its name must end with .png, .jpg"),
+        (("-o", "out.jpg", "--result-format", "png16"), "must end with .png"),
+        (("-o", "out.png", "--result-format", "tiff16"), "with .tif, .tiff"),
+        (("-o", "out.png", "--result-format", "jpeg"), 'result_format: found "jpeg"'),
         (("-o", "out.png", "--keep-alpha", "yes"), 'keep_alpha: found "yes"'),
         (("-o", "nowhere/out.png"), "output: nowhere/out.png cannot be written"),
         (("-o", "out.png", "--steps", "many"), 'steps: found "many"'),

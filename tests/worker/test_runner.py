@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from sqlalchemy import select, update
@@ -198,6 +199,47 @@ def test_the_last_snapshot_is_the_result_and_no_second_file(bench: Bench) -> Non
     assert bench.snapshots(job)[-1].key == bench.row(job).result_key
     files = [key for key in bench.store.keys(f"jobs/{job}/") if key.endswith(".png")]
     assert len(files) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "kind"), [("png16", ".png", "PNG"), ("tiff16", ".tif", "TIFF")]
+)
+def test_a_result_of_sixteen_bits_stands_beside_snapshots_and_preview_of_eight(
+    bench: Bench, name: str, suffix: str, kind: str
+) -> None:
+    job = bench.submit(steps=4, snapshot_every=2, result_format=name)
+    bench.runner.run_next()
+    row, snapshots = bench.row(job), bench.snapshots(job)
+    assert (row.state, row.result_width, row.result_height) == ("succeeded", 64, 48)
+    assert row.result_key.endswith(f"result{suffix}")
+    data = bench.store.get(row.result_key)
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.format == kind
+    if kind == "PNG":
+        assert data[24] == 16  # the depth in its header
+    else:
+        assert tifffile.imread(io.BytesIO(data)).dtype == "uint16"
+    assert bench.store.exists(rendition_key(row.result_key, PREVIEW_SIZE))
+    # The result is no snapshot here: the last one has a file of its own.
+    assert [shot.step for shot in snapshots] == [2, 4]
+    for shot in snapshots:
+        assert bench.store.get(shot.key)[24] == 8
+        assert bench.store.exists(rendition_key(shot.key, PREVIEW_SIZE))
+
+
+def test_what_is_left_of_a_job_that_fails_has_the_format_it_asked_for(
+    bench: Bench,
+) -> None:
+    def explode() -> None:
+        raise NumericalError("step 3: the style loss is not finite (nan)")
+
+    job = bench.submit(steps=4, snapshot_every=4, result_format="tiff16")
+    bench.engine.at[3] = explode
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.result_partial) == ("failed", True)
+    with Image.open(io.BytesIO(bench.store.get(row.result_key))) as picture:
+        assert picture.format == "TIFF"
 
 
 def test_a_file_is_there_before_a_row_names_it(

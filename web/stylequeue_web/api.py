@@ -42,6 +42,10 @@ PICTURE = {
     "description": "The picture.",
     "content": {"image/png": {}, "image/jpeg": {}},
 }
+RESULT = {
+    "description": "The picture; a TIFF if the job's `result_format` is one.",
+    "content": {"image/png": {}, "image/tiff": {}, "image/jpeg": {}},
+}
 PROBLEM = {
     "description": "A problem detail.",
     "content": {
@@ -135,7 +139,7 @@ def delete(path: schemas.JobPath) -> Response:
     return Response(status=204)
 
 
-@blueprint.get("/jobs/<job_id>/result", responses={200: PICTURE})
+@blueprint.get("/jobs/<job_id>/result", responses={200: RESULT})
 def result(path: schemas.JobPath, query: schemas.PictureQuery) -> Response:
     """Return the final picture; `?size=512` a smaller one."""
     key = reading.result_key(services().database, path.job_id)

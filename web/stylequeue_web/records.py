@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from stylequeue_shared import jobs, reading
-from stylequeue_shared.artefacts import PREVIEW_SIZE
+from stylequeue_shared.artefacts import PREVIEW_SIZE, media_type
 from stylequeue_shared.errors import InvalidSetting, NotFound
 from stylequeue_shared.models import JobState
 from stylequeue_web.services import Services
@@ -159,7 +159,7 @@ def _result(row: Any, here: str) -> dict[str, Any] | None:
         return None
     return {
         **_addresses(f"{here}/result"),
-        "media_type": "image/png",
+        "media_type": media_type(row.result_key),
         "width": row.result_width,
         "height": row.result_height,
         "partial": row.result_partial,

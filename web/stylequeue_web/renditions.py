@@ -5,8 +5,10 @@ from flask import Response, request, send_file
 from stylequeue_shared.artefacts import (
     RENDITION_SIZES,
     clean_key,
+    media_type,
     original_key,
     rendition_key,
+    suffix,
 )
 from stylequeue_shared.decoding import render
 from stylequeue_shared.errors import InvalidSetting
@@ -31,7 +33,7 @@ def send_made(services: Services, key: str, name: str) -> Response:
     """Send a picture that a worker made, whole or at `?size=`."""
     size = requested_size()
     if size is None:
-        return _send(services, key, f"{name}.png")
+        return _send(services, key, f"{name}{suffix(key)}")
     return _send_made(
         services, key, rendition_key(key, size), size, f"{name}-{size}.jpg"
     )
@@ -73,7 +75,7 @@ def _send_made(
 def _send(services: Services, key: str, name: str) -> Response:
     response = send_file(
         services.store.open(key),
-        mimetype="image/jpeg" if key.endswith(".jpg") else "image/png",
+        mimetype=media_type(key),
         download_name=name,
         as_attachment="download" in request.args,
         # A key never names other bytes.

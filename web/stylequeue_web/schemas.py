@@ -72,7 +72,7 @@ class Result(BaseModel):
 
     url: str
     preview_url: str
-    media_type: str
+    media_type: str = Field(description="Of `url`; the preview is a JPEG.")
     width: int
     height: int
     partial: bool = Field(description="The best picture of a job that failed.")

@@ -1,17 +1,22 @@
-"""Between Pillow's pictures (8-bit sRGB) and the engine's tensors (0..1)."""
+"""Between pictures (sRGB) and the engine's tensors (0..1)."""
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from stylequeue_shared import images
 from stylequeue_shared.errors import InvalidPicture
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.sizes import fit
+from stylequeue_worker import deep
+
+Depth = TypeVar("Depth", np.uint8, np.uint16)
 
 # Of gamma-coded RGB, as in Y'CbCr (ITU-R BT.709).
 LUMA = (0.2126, 0.7152, 0.0722)
@@ -42,20 +47,26 @@ def finish(image: Tensor, content: Image.Image, settings: JobSettings) -> Image.
 
     It is RGBA if the content is, which it only is where its alpha is to be kept.
     """
-    painted = image.detach().to("cpu", torch.float32)[0]
-    size = (painted.shape[-1], painted.shape[-2])
-    if settings.preserve_colors == "luminance":
-        original = content.convert("RGB").resize(size, _FILTER)
-        painted = with_colours_of(painted, to_tensor(original)[0])
-    if content.mode == "RGBA":
-        alpha = np.array(content.getchannel("A").resize(size, _FILTER), np.float32)
-        painted = torch.cat([painted, torch.from_numpy(alpha / 255).unsqueeze(0)])
-    pixels = painted.clamp(0, 1).mul(255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(_quantised(image, content, settings, np.uint8))
+
+
+def encode_result(
+    image: Tensor,
+    content: Image.Image,
+    settings: JobSettings,
+    text: Mapping[str, str],
+) -> bytes:
+    """Return the picture of a step as a file of the format that was asked."""
+    if settings.result_format == "png":
+        return images.encode_png(finish(image, content, settings), text)
+    pixels = _quantised(image, content, settings, np.uint16)
+    if settings.result_format == "png16":
+        return deep.encode_png(pixels, text)
+    return deep.encode_tiff(pixels, text)
 
 
 def description(settings: JobSettings, made_with: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a picture says of itself, in its PNG text chunks."""
+    """Return what a picture says of itself, in a PNG's text chunks or a TIFF's tags."""
     parts = {name: str(value) for name, value in made_with.items()}
     return {
         "Software": f"StyleQueue {parts.pop('stylequeue', '')}".strip(),
@@ -110,6 +121,22 @@ def resized(image: Image.Image, longer: int) -> Image.Image:
 
 
 _FILTER = Image.Resampling.LANCZOS
+
+
+def _quantised(
+    image: Tensor, content: Image.Image, settings: JobSettings, depth: type[Depth]
+) -> NDArray[Depth]:
+    """Return the picture of a step as height x width x 3 or 4 whole numbers."""
+    painted = image.detach().to("cpu", torch.float32)[0]
+    size = (painted.shape[-1], painted.shape[-2])
+    if settings.preserve_colors == "luminance":
+        original = content.convert("RGB").resize(size, _FILTER)
+        painted = with_colours_of(painted, to_tensor(original)[0])
+    if content.mode == "RGBA":
+        alpha = np.array(content.getchannel("A").resize(size, _FILTER), np.float32)
+        painted = torch.cat([painted, torch.from_numpy(alpha / 255).unsqueeze(0)])
+    levels = painted.clamp(0, 1).mul_(np.iinfo(depth).max).round_().permute(1, 2, 0)
+    return np.ascontiguousarray(levels.numpy(), dtype=depth)
 
 
 def _levels(image: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from rich.console import Console
@@ -27,7 +27,16 @@ from stylequeue_shared.job_settings import (
 from stylequeue_shared.settings import Settings
 from stylequeue_worker.devices import places
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+if TYPE_CHECKING:
+    from stylequeue_worker.engine.transfer import Step
+
+JPEG = (".jpg", ".jpeg")
+# What a file may be called. A JPEG holds what an 8-bit PNG would, less its text.
+SUFFIXES = {
+    "png": (".png", *JPEG),
+    "png16": (".png",),
+    "tiff16": (".tif", ".tiff"),
+}
 # As a shell reports a program that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -70,7 +79,7 @@ def _paint(
     output: Path,
     save_every: int | None,
 ) -> int:
-    from stylequeue_worker.pictures import description, finish
+    from stylequeue_worker.pictures import description
     from stylequeue_worker.studio import Studio
 
     studio = Studio(settings)
@@ -85,16 +94,16 @@ def _paint(
                 bar.update(task, completed=step.number, loss=f"{step.loss:.4g}")
                 if save_every and step.number % save_every == 0:
                     between = output.with_stem(f"{output.stem}-{step.number:06d}")
-                    _save(finish(step.image, content, job), between, text)
+                    _save(step, content, job, between, text)
     except KeyboardInterrupt:
         if step is None:
             console.print("Stopped before the first step; nothing was saved.")
             return INTERRUPTED
-        _save(finish(step.image, content, job), output, text)
+        _save(step, content, job, output, text)
         console.print(f"Stopped after step {step.number}; its picture is {output}")
         return INTERRUPTED
     assert step is not None
-    _save(finish(step.image, content, job), output, text)
+    _save(step, content, job, output, text)
     console.print(f"{output}")
     return 0
 
@@ -132,11 +141,14 @@ def _read(
 
 def _check_output(output: Path, job: JobSettings) -> None:
     """Refuse now what could not be written after an hour of painting."""
-    suffixes = (".png",) if job.keep_alpha else SUFFIXES
+    suffixes = SUFFIXES[job.result_format]
+    if job.keep_alpha:
+        suffixes = tuple(suffix for suffix in suffixes if suffix not in JPEG)
     if output.suffix.lower() not in suffixes:
         raise InvalidSetting(
-            f"output: found {output.name!r}; its name must end with "
-            f"{', '.join(suffixes)}{' to keep alpha' if job.keep_alpha else ''}",
+            f"output: found {output.name!r}; with result_format {job.result_format}"
+            f"{' and keep_alpha' if job.keep_alpha else ''} its name must end with "
+            f"{', '.join(suffixes)}",
             field="output",
         )
     if output.is_dir() or not os.access(output.parent, os.W_OK):
@@ -146,10 +158,20 @@ def _check_output(output: Path, job: JobSettings) -> None:
         )
 
 
-def _save(picture: Image.Image, path: Path, text: Mapping[str, str]) -> None:
+def _save(
+    step: "Step",
+    content: Image.Image,
+    job: JobSettings,
+    path: Path,
+    text: Mapping[str, str],
+) -> None:
     """Write the file whole or not at all."""
-    png = path.suffix.lower() == ".png"
-    data = images.encode_png(picture, text) if png else images.encode_jpeg(picture, 95)
+    from stylequeue_worker.pictures import encode_result, finish
+
+    if path.suffix.lower() in JPEG:
+        data = images.encode_jpeg(finish(step.image, content, job), 95)
+    else:
+        data = encode_result(step.image, content, job, text)
     unfinished = path.with_name(f".{path.name}.part")
     try:
         unfinished.write_bytes(data)

@@ -202,7 +202,8 @@ class Attempt:
         """Store the picture, then name it. A preview may be dropped, so this may."""
         key = snapshot_key(self._held.job_id, self._held.attempt, step.number)
         try:
-            self._put(key, pictures.finish(step.image, content, self._settings))
+            picture = pictures.finish(step.image, content, self._settings)
+            self._put(key, images.encode_png(picture, self._text()), picture)
             self._lease.write(partial(_add_snapshot, key, progress))
         except LeaseLost:
             raise
@@ -214,13 +215,15 @@ class Attempt:
     def _finish(
         self, step: Step, progress: jobs.Progress, content: Image.Image
     ) -> tuple[str, End]:
-        key = result_key(self._held.job_id, self._held.attempt)
-        picture = pictures.finish(step.image, content, self._settings)
-        if not self._put_persistently(key, picture):
+        key, data, picture = self._result(step.image, content)
+        if not self._put_persistently(key, data, picture):
             return "job_handed_back", jobs.hand_back
         if step.number % self._settings.snapshot_every == 0:
-            # The last snapshot is the result: one file, named twice.
-            self._name_last_snapshot(key, progress)
+            if self._settings.result_format == "png":
+                # The last snapshot is the result: one file, named twice.
+                self._name_last_snapshot(key, progress)
+            else:
+                self._save_snapshot(step, progress, content)
         result = jobs.Result(key, picture.width, picture.height)
         reason = step.stop_reason or "completed"
         return "job_succeeded", partial(_succeed, progress, result, reason)
@@ -231,14 +234,25 @@ class Attempt:
         except OUTAGE as error:
             log.warning("snapshot_dropped", step=progress.step, error=str(error))
 
-    def _put_persistently(self, key: str, picture: Image.Image) -> bool:
+    def _result(
+        self, image: torch.Tensor, content: Image.Image
+    ) -> tuple[str, bytes, Image.Image]:
+        """Return the key of the result, its file, and the picture in 8 bits."""
+        suffix = self._settings.result_suffix
+        return (
+            result_key(self._held.job_id, self._held.attempt, suffix),
+            pictures.encode_result(image, content, self._settings, self._text()),
+            pictures.finish(image, content, self._settings),
+        )
+
+    def _put_persistently(self, key: str, data: bytes, picture: Image.Image) -> bool:
         """Store the result; return False if told to shut down meanwhile.
 
         Raises MachineError when the store stays out of reach.
         """
         for pause in (*STORE_PAUSES, None):
             try:
-                self._put(key, picture)
+                self._put(key, data, picture)
                 return True
             except (OSError, MachineError) as error:
                 log.warning("result_not_stored", error=str(error))
@@ -257,10 +271,12 @@ class Attempt:
                 time.sleep(0.1)
         raise AssertionError("the last pause is None")
 
-    def _put(self, key: str, picture: Image.Image) -> None:
-        """Store a picture and its preview."""
-        text = pictures.description(self._settings, self._made_with)
-        self._store.put(key, images.encode_png(picture, text))
+    def _text(self) -> dict[str, str]:
+        return pictures.description(self._settings, self._made_with)
+
+    def _put(self, key: str, data: bytes, picture: Image.Image) -> None:
+        """Store the file of a picture and its preview."""
+        self._store.put(key, data)
         preview = images.encode_jpeg(images.shrink(picture, PREVIEW_SIZE))
         self._store.put(rendition_key(key, PREVIEW_SIZE), preview)
 
@@ -275,10 +291,9 @@ class Attempt:
             return None
         step, content = self._newest
         image = step.image if step.best is None else step.best
-        key = result_key(self._held.job_id, self._held.attempt)
         try:
-            picture = pictures.finish(image, content, self._settings)
-            self._put(key, picture)
+            key, data, picture = self._result(image, content)
+            self._put(key, data, picture)
         except Exception:
             # Whatever ended the job may be in the way of this, too.
             log.warning("partial_result_dropped", step=step.number, exc_info=True)
