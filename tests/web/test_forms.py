@@ -17,7 +17,7 @@ from stylequeue_web import forms
 
 @pytest.fixture
 def limits(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path, max_image_size=512, max_steps=900)
+    return Settings(home=tmp_path, max_image_size=1024, max_steps=900)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_the_bounds_are_those_of_the_model_and_the_installation(
 ) -> None:
     form = shown(limits)
     assert 'min="32"' in form["image_size"]()
-    assert 'max="512"' in form["image_size"]()
+    assert 'max="1024"' in form["image_size"]()
     assert 'max="900"' in form["steps"]()
     assert f'max="{2**31 - 1}"' in form["seed"]()
 
@@ -132,8 +132,8 @@ def test_the_weights_of_styles_are_read_with_commas(limits: Settings) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("image_size", "31", "from 32 to 512"),
-        ("image_size", "513", "from 32 to 512"),
+        ("image_size", "31", "from 32 to 1024"),
+        ("image_size", "1025", "from 32 to 1024"),
         ("steps", "901", "from 1 to 900"),
         ("steps", "", "needed"),
         ("steps", "many", "Not a valid integer"),

@@ -182,7 +182,7 @@ def test_a_running_job_shows_how_far_it_is(
     key = f"jobs/{job_id}/1/snapshot-000020.png"
     jobs.add_snapshot(database, held, key, progress(20))
     page = client.get(f"/jobs/{job_id}").text
-    for text in ("20 of 200", "1 min 12 s", "After step 20", "Cancel"):
+    for text in ("20 of 150", "1 min 12 s", "After step 20", "Cancel"):
         assert text in page
     assert f"/api/v1/jobs/{job_id}/snapshots/20?size=512" in page
 
