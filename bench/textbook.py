@@ -198,7 +198,7 @@ def take_turns(name: str, size: int, line: Connection) -> None:
     """Take as many steps as asked for, until that is none."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [
-            square(picture, size, Path(folder))
+            square(SHIPPED / picture, size, Path(folder))
             for picture in ("astronaut.png", "coffee.png")
         ]
         step = PROGRAMS[name](paths, size)
@@ -261,10 +261,10 @@ PROGRAMS: Mapping[str, Callable[[Sequence[Path], int], Step]] = {
 }
 
 
-def square(name: str, size: int, folder: Path) -> Path:
-    """Save the middle of a photograph that scikit-image ships, at that size."""
-    path = folder / name
-    with Image.open(SHIPPED / name) as image:
+def square(picture: Path, size: int, folder: Path) -> Path:
+    """Save the middle of a picture, at that size."""
+    path = folder / f"{picture.stem}.png"
+    with Image.open(picture) as image:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         middle = image.convert("RGB").crop((left, top, left + side, top + side))

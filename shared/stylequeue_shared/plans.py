@@ -20,7 +20,7 @@ PICTURE = 12
 PAIR = 2 * PICTURE
 # Fitted by bench/memory.py: see docs/performance.md.
 PROCESS = 890 * MB
-PICTURES = {"lbfgs": 8 * PICTURE, "adam": 8 * PICTURE}
+PICTURES = {"lbfgs": 9 * PICTURE, "adam": 10 * PICTURE}
 PRECONDITIONER = 3 * PICTURE
 WORK = 8
 

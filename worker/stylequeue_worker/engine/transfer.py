@@ -172,7 +172,8 @@ class Run:
             self._watch.forget_losses()
         self._phase = phase
         if phase is self._phases[-1]:
-            self._content, self._styles = content, []
+            # Read for the last time, here: large pictures need the room.
+            self._content, self._styles = content[..., :0, :0].clone(), []
         # The one before goes first: both together might not fit.
         self._objective = None
         network = self._network.lowered() if phase.low else self._network
