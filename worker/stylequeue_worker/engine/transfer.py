@@ -182,7 +182,8 @@ class Run:
         )
 
     def _planned(self, size: tuple[int, int]) -> Plan:
-        found = plan(self._settings, size, self._budget)
+        on_gpu = self._network.device.type == "cuda"
+        found = plan(self._settings, size, self._budget, gpu=on_gpu)
         if found is None:
             raise NothingFits(
                 f"image_size: {max(size)} does not fit into the {self._budget} bytes "
