@@ -51,9 +51,10 @@ def test_several_workers_on_the_cpu_share_its_cores(
 def test_each_gpu_gets_a_worker_of_its_own(machine: Path) -> None:
     with_gpus(machine, TWO)
     places = devices.places(Settings())
+    pinned = {"STYLEQUEUE_DEVICE": "cuda:0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     assert [place.environment for place in places] == [
-        {"CUDA_VISIBLE_DEVICES": "GPU-aaaa", "STYLEQUEUE_DEVICE": "cuda:0"},
-        {"CUDA_VISIBLE_DEVICES": "GPU-bbbb", "STYLEQUEUE_DEVICE": "cuda:0"},
+        {"CUDA_VISIBLE_DEVICES": "GPU-aaaa", **pinned},
+        {"CUDA_VISIBLE_DEVICES": "GPU-bbbb", **pinned},
     ]
 
 

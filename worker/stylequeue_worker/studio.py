@@ -105,7 +105,8 @@ def _make_fast_and_repeatable(device: torch.device) -> None:
     """Use TF32, and algorithms that give the same bits each time. CPUs do."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        # torch's stubs do not know it.
+        torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
         # Where there is no such algorithm it warns and goes on.
         torch.use_deterministic_algorithms(True, warn_only=True)
 
