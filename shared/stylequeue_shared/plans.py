@@ -4,8 +4,8 @@ A plan depends on the settings, the pictures' size and a budget, never on free m
 or the clock: what a job gives must not depend on what else the machine does.
 """
 
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.layers import CHANNELS, LAYERS, stride
@@ -19,11 +19,16 @@ HISTORY_AT_MOST, HISTORY_AT_LEAST = 100, 5
 # In bytes for each pixel of the picture; a colour picture in float32 has 12.
 PICTURE = 12
 PAIR = 2 * PICTURE
-# Fitted by bench/memory.py: see docs/performance.md.
+# Fitted by bench/sizes.py: see docs/performance.md.
 PROCESS = 890 * MB
-PICTURES = {"lbfgs": 9 * PICTURE, "adam": 10 * PICTURE}
+# Pictures that an optimiser holds while the objective is evaluated, and at most.
+HOLDS = {"lbfgs": 6 * PICTURE, "adam": 5 * PICTURE}
+UPDATES = {"lbfgs": 9 * PICTURE, "adam": 10 * PICTURE}
 PRECONDITIONER = 3 * PICTURE
+# What comes and goes while a band is worked on, in layers of the first size.
 WORK = 8
+# Rows that a layer remembers from one band for the next, on average.
+TAIL_ROWS = 2.5
 
 
 @dataclass(frozen=True)
@@ -57,26 +62,27 @@ def plan(
     rows = band_rows(settings, size, GPU_BAND_PIXELS if gpu else BAND_PIXELS)
     bands = -(-size[1] // rows)
     if budget is None:
-        return _grown(settings, size, Plan(rows, 1, False, 0), bands, sys.maxsize)
+        longest = HISTORY_AT_MOST if settings.optimizer == "lbfgs" else 0
+        return Plan(rows, bands, False, longest)
     least = HISTORY_AT_LEAST if settings.optimizer == "lbfgs" else 0
+    held = _fewest(settings, size, rows)
     for half in (False, True):
-        smallest = Plan(rows, 1, half, least)
-        room = budget - peak_bytes(settings, size, smallest)
-        if room >= 0:
-            return _grown(settings, size, smallest, bands, room)
+        smallest = Plan(rows, held, half, least)
+        if peak_bytes(settings, size, smallest) <= budget:
+            return _grown(settings, size, smallest, budget)
     return None
 
 
 def smaller(found: Plan) -> Plan | None:
     """Return the next smaller plan, or None: what to do when memory ran out after all.
 
-    Smaller blocks first, then a shorter history.
+    Fewer bands held first, then a shorter history.
     """
     if found.held > 1:
-        return Plan(found.rows, found.held // 2, found.half, found.history)
+        return replace(found, held=found.held // 2)
     if found.history > HISTORY_AT_LEAST:
         history = max(HISTORY_AT_LEAST, found.history // 2)
-        return Plan(found.rows, found.held, True, history)
+        return replace(found, half=True, history=history)
     return None
 
 
@@ -89,20 +95,50 @@ def band_rows(
 
 
 def peak_bytes(settings: JobSettings, size: tuple[int, int], plan: Plan) -> int:
-    """Return the most memory that the process will need, as fitted."""
+    """Return the most memory that the process will need, as fitted.
+
+    An evaluation needs its features, the update after it room for a few pictures more:
+    the larger of the two counts.
+    """
     width, height = size
     pixels = width * height
-    of_pictures = PICTURES[settings.optimizer] + PAIR * plan.history
-    if settings.preconditioner != "none":
-        of_pictures += PRECONDITIONER
-    of_targets = content_bytes(settings) / (2 if plan.half else 1)
-    bands = band_bytes(settings, size, plan.rows)
-    return round(
-        PROCESS
-        + pixels * (of_pictures + of_targets)
-        + bands * plan.held
+    evaluation = (
+        pixels * HOLDS[settings.optimizer]
+        + features_bytes(settings, size, plan.rows, plan.held)
         + WORK * 4 * CHANNELS[0] * width * min(plan.rows, height)
     )
+    update = pixels * UPDATES[settings.optimizer]
+    if settings.preconditioner != "none":
+        update += pixels * PRECONDITIONER
+    targets = content_bytes(settings) / (2 if plan.half else 1)
+    kept = pixels * (PAIR * plan.history + targets)
+    if settings.scales > 1 or settings.precision != "float32":
+        # Content and style stay, to be read again in the next phase.
+        kept += 2 * PICTURE * pixels
+    return round(PROCESS + kept + max(evaluation, update))
+
+
+def features_bytes(
+    settings: JobSettings, size: tuple[int, int], rows: int, held: int
+) -> float:
+    """Return what the features of so many bands take, and where to read others again.
+
+    For each `held` bands it is remembered what the layers still need of those above.
+    """
+    bands = -(-size[1] // rows)
+    again = -(-bands // held) - 1
+    return held * band_bytes(settings, size, rows) + again * tail_bytes(settings, size)
+
+
+def tail_bytes(settings: JobSettings, size: tuple[int, int]) -> float:
+    """Return what all layers remember from one band for the next."""
+    total, incoming = 0.0, 3
+    for layer, channels in zip(LAYERS[::2], CHANNELS, strict=True):
+        if LAYERS.index(layer) > LAYERS.index(settings.layers[-1]):
+            break
+        total += 4 * incoming * TAIL_ROWS * size[0] / stride(layer)
+        incoming = channels
+    return total
 
 
 def band_bytes(settings: JobSettings, size: tuple[int, int], rows: int) -> float:
@@ -124,17 +160,30 @@ def content_bytes(settings: JobSettings) -> float:
     )
 
 
+def _fewest(settings: JobSettings, size: tuple[int, int], rows: int) -> int:
+    """Return how many bands to hold so that features take the least memory."""
+    bands = -(-size[1] // rows)
+    return min(
+        range(1, bands + 1), key=lambda held: features_bytes(settings, size, rows, held)
+    )
+
+
 def _grown(
-    settings: JobSettings, size: tuple[int, int], smallest: Plan, bands: int, room: int
+    settings: JobSettings, size: tuple[int, int], smallest: Plan, budget: int
 ) -> Plan:
-    """Spend the room: on features first, up to half of it, then on history."""
-    band = band_bytes(settings, size, smallest.rows)
-    pair = PAIR * size[0] * size[1]
-    history = smallest.history
+    """Spend the budget: half of what is left on features, then all on history."""
+    bands = -(-size[1] // smallest.rows)
     longest = HISTORY_AT_MOST if settings.optimizer == "lbfgs" else 0
-    everything = band * (bands - 1)
-    for_features = everything if everything <= room / 2 else room / 2
-    history += min(longest - history, int((room - for_features) // pair))
-    left = room - (history - smallest.history) * pair
-    held = 1 + min(bands - 1, int(left // band))
-    return Plan(smallest.rows, held, smallest.half, history)
+    least = peak_bytes(settings, size, smallest)
+
+    def largest(plans: Iterable[Plan], limit: int) -> Plan:
+        fitting = (p for p in plans if peak_bytes(settings, size, p) <= limit)
+        return max(fitting, key=lambda p: (p.held, p.history), default=smallest)
+
+    holding = [replace(smallest, held=n) for n in range(smallest.held, bands + 1)]
+    found = largest(holding, budget if not longest else (least + budget) // 2)
+    remembering = [replace(found, history=n) for n in range(found.history, longest + 1)]
+    found = largest(remembering, budget)
+    return largest(
+        [replace(found, held=n) for n in range(found.held, bands + 1)], budget
+    )

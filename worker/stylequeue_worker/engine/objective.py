@@ -154,11 +154,12 @@ class Evaluation:
         settings, count = self._settings, self._bands.count
         grams = GramSums(self._objective.exact)
         squares = SquareSums(self._objective.exact)
+        kept = count - self._held
         for number in range(count):
-            if number == 0 or (count - number) % self._held == 0:
+            if number < kept and (number == 0 or (kept - number) % self._held == 0):
                 self._tails[number] = list(self._forward.tails)
             found = self._forward.band(self._picture, number)
-            if number >= count - self._held:
+            if number >= kept:
                 self._kept[number] = found
             features = named(found, settings.layers)
             grams.add({layer: features[layer] for layer in settings.style_layers})
