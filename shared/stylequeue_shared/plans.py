@@ -20,7 +20,7 @@ HISTORY_AT_MOST, HISTORY_AT_LEAST = 100, 5
 PICTURE = 12
 PAIR = 2 * PICTURE
 # Fitted by bench/sizes.py: see docs/performance.md.
-PROCESS = 890 * MB
+PROCESS = 850 * MB
 # Pictures that an optimiser holds while the objective is evaluated, and at most.
 HOLDS = {"lbfgs": 6 * PICTURE, "adam": 5 * PICTURE}
 UPDATES = {"lbfgs": 9 * PICTURE, "adam": 10 * PICTURE}

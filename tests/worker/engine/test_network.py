@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -21,7 +24,17 @@ def test_a_pooling_stands_before_the_first_convolution_of_each_later_block():
 
 
 def test_weights_are_frozen():
-    assert not any(p.requires_grad for p in tiny_network().parameters())
+    for layer in tiny_network().up_to(["relu5_4"]):
+        assert not layer.weight.requires_grad
+        assert not layer.bias.requires_grad
+
+
+def test_torchvision_is_not_imported_by_a_worker():
+    code = (
+        "import sys; import stylequeue_worker.studio; "
+        "sys.exit('torchvision' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_features_have_mean_activation_one_over_the_calibration_pictures():

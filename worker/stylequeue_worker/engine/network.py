@@ -1,15 +1,12 @@
 """VGG-19 as a loss network: frozen, its features divided by their mean activation."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
-from torch import Tensor, nn
-from torchvision.models.vgg import make_layers
+from torch import Tensor
 
-from stylequeue_shared.layers import LAYERS, block_of
+from stylequeue_shared.layers import LAYERS
 from stylequeue_worker.calibration import convolutions
 from stylequeue_worker.weights import Weights
 
@@ -37,53 +34,49 @@ class Layer:
         return self.name.endswith("_1") and self.name != "conv1_1"
 
 
-class LossNetwork(nn.Module):
-    """The convolutions of VGG-19, frozen; bands.py runs a picture through them."""
+class LossNetwork:
+    """The convolutions of VGG-19, frozen; bands.py runs a picture through them.
 
-    mean: Tensor
+    Plain tensors: torchvision's modules would be the same, but importing them takes
+    160 MB and a second in every worker.
+    """
 
-    def __init__(self, features: nn.Sequential, mean: Tensor) -> None:
-        super().__init__()
-        self.features = features
-        self.register_buffer("mean", mean)
+    def __init__(self, kernels: Sequence[tuple[Tensor, Tensor]], mean: Tensor) -> None:
+        self._kernels = [
+            (weight.contiguous(memory_format=torch.channels_last), bias)
+            for weight, bias in kernels
+        ]
+        self.mean = mean
         self._layers: list[Layer] = []
-        self.requires_grad_(False)
-        self.eval()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are, and so the pictures have to be."""
-        return next(self.parameters()).device
+        return self.mean.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of weights and features."""
-        return next(self.parameters()).dtype
+        return self._kernels[0][0].dtype
 
     def up_to(self, layers: Sequence[str]) -> list[Layer]:
         """Return the convolutions down to the deepest of `layers`, and no further."""
         deepest = max(map(LAYERS.index, layers))
         # Made when they are first asked for: most jobs need few of the turned kernels.
-        for name, index in convolutions()[len(self._layers) : deepest // 2 + 1]:
-            self._layers.append(self._layer(index, name))
+        for number in range(len(self._layers), deepest // 2 + 1):
+            weight, bias = self._kernels[number]
+            turned = weight.flip(2, 3).transpose(0, 1)
+            turned = turned.contiguous(memory_format=torch.channels_last)
+            self._layers.append(Layer(LAYERS[2 * number], weight, bias, turned))
         return self._layers[: deepest // 2 + 1]
 
     def lowered(self) -> "LossNetwork":
         """Return the same network in bfloat16; its mean stays what it is."""
-        lower = copy.deepcopy(self.features).to(torch.bfloat16)
-        return LossNetwork(lower, self.mean)
-
-    def _layer(self, index: int, name: str) -> Layer:
-        module = self.features[index]
-        assert isinstance(module, nn.Conv2d)
-        assert module.bias is not None
-        turned = module.weight.flip(2, 3).transpose(0, 1)
-        return Layer(
-            name,
-            module.weight,
-            module.bias,
-            turned.contiguous(memory_format=torch.channels_last),
-        )
+        kernels = [
+            (weight.to(torch.bfloat16), bias.to(torch.bfloat16))
+            for weight, bias in self._kernels
+        ]
+        return LossNetwork(kernels, self.mean)
 
 
 def build_network(
@@ -96,7 +89,7 @@ def build_network(
     give every feature of the original network, divided by its layer's c_l.
     The numbers of channels are those of the weights; a test passes few.
     """
-    state: dict[str, Tensor] = {}
+    kernels: list[tuple[Tensor, Tensor]] = []
     # The pictures' deviations go into the first weights in the same way.
     incoming = torch.tensor(weights.std, dtype=torch.float64).reciprocal()
     for name, index in convolutions():
@@ -104,22 +97,8 @@ def build_network(
         scale = (incoming / outgoing).view(1, -1, 1, 1)
         weight = weights.state[f"features.{index}.weight"].double()
         bias = weights.state[f"features.{index}.bias"].double()
-        state[f"{index}.weight"] = (weight * scale).to(dtype)
-        state[f"{index}.bias"] = (bias / outgoing).to(dtype)
+        weight, bias = weight * scale, bias / outgoing
+        kernels.append((weight.to(device, dtype), bias.to(device, dtype)))
         incoming = torch.tensor([outgoing], dtype=torch.float64)
-    # On the meta device nothing is initialised; all tensors are assigned.
-    with torch.device("meta"):
-        features = make_layers(_configuration(state))
-    features.load_state_dict(state, assign=True)
     mean = torch.tensor(weights.mean, dtype=torch.float64).view(1, 3, 1, 1)
-    network = LossNetwork(features, mean).to(device, dtype)
-    return network.to(memory_format=torch.channels_last)
-
-
-def _configuration(state: dict[str, Tensor]) -> list[str | int]:
-    """Return torchvision's description of VGG-19, with the weights' channels."""
-    configuration: list[str | int] = []
-    for _, block in groupby(convolutions(), lambda named: block_of(named[0])):
-        configuration += [len(state[f"{index}.bias"]) for _, index in block]
-        configuration.append("M")
-    return configuration
+    return LossNetwork(kernels, mean.to(device, dtype))
