@@ -1,7 +1,12 @@
-"""The objective against its independent restatement in textbook.py."""
+"""The objective against its independent restatement in textbook.py, and in bands."""
+
+import copy
 
 import pytest
 import torch
+from hypothesis import given as given_any
+from hypothesis import settings as examples
+from hypothesis import strategies as any_of
 
 from stylequeue_shared.layers import LAYERS
 from stylequeue_shared.plans import Plan
@@ -132,3 +137,130 @@ def test_a_blend_is_the_blended_sum_of_each_styles_loss():
     assert float(even.gradient(start)[0].style) == pytest.approx(
         sum(alone) / 2, rel=1e-12
     )
+
+
+def cut(whole, size, plan):
+    """Return the same objective in bands, with the same stored targets."""
+    objective = copy.copy(whole)
+    objective.plan = plan
+    bands = objective.bands(torch.empty(1, 3, *size), whole.settings.layers)
+    objective.content_targets = [
+        {
+            layer: target[..., slice(*edges[number : number + 2]), :]
+            for layer, target in whole.content_targets[0].items()
+            for edges in [bands.after[LAYERS.index(layer) // 2]]
+        }
+        for number in range(bands.count)
+    ]
+    return objective
+
+
+def distance(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+def build(network, size, given, plan=WHOLE):
+    job = settings(styles=2, style_blend=[1, 3], tv_weight=1e3, **given)
+    dtype = network.mean.dtype
+    styles = [picture(90, 70, 2, dtype), picture(64, 83, 3, dtype)]
+    return Objective(network, picture(*size, 1, dtype), styles, job, plan)
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return build_network(load_weights("bundled"), CPU)
+
+
+SIZE = (160, 131)
+
+
+@pytest.fixture(scope="module", params=["classic", "gatys", "average"])
+def evaluated(request, bundled):
+    """An objective, a picture, and what the whole of it gives in float32."""
+    whole = build(bundled, SIZE, CASES[request.param])
+    start = picture(*SIZE, 4)
+    return whole, start, whole.gradient(start)
+
+
+@pytest.mark.parametrize(("rows", "held"), [(16, 1), (16, 2), (32, 100), (48, 2)])
+def test_in_float32_bands_agree_with_the_whole(evaluated, rows, held):
+    whole, start, (expected, steepest) = evaluated
+    objective = cut(whole, SIZE, Plan(rows, held, False, 0))
+    assert len(objective.content_targets) == -(-SIZE[0] // rows)
+    losses, gradient = objective.gradient(start)
+    for loss, target in zip(losses, expected, strict=True):
+        assert float(loss) == pytest.approx(float(target), rel=1e-5)
+    assert distance(gradient, steepest) < 2e-3
+
+
+def test_content_in_half_precision_changes_the_content_loss_by_little(evaluated):
+    whole, start, (expected, steepest) = evaluated
+    objective = cut(whole, SIZE, Plan(1024, 1, True, 0))
+    objective.content_targets = [
+        {layer: one.half() for layer, one in objective.content_targets[0].items()}
+    ]
+    losses, gradient = objective.gradient(start)
+    assert float(losses.content) == pytest.approx(float(expected.content), rel=1e-3)
+    assert losses.content != expected.content
+    assert (losses.style, losses.tv) == (expected.style, expected.tv)
+    assert distance(gradient, steepest) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("half", "dtype", "kept"),
+    [
+        (True, torch.float32, torch.float16),
+        (False, torch.float32, torch.float32),
+        # Tests alone compute in double precision: to compare with.
+        (True, torch.float64, torch.float64),
+    ],
+)
+def test_a_plan_says_whether_the_content_is_kept_in_half_precision(half, dtype, kept):
+    network = build_network(tiny_weights(), CPU, dtype)
+    objective = build(network, (40, 40), {}, Plan(16, 1, half, 0))
+    found = {one.dtype for band in objective.content_targets for one in band.values()}
+    assert found == {kept}
+    assert {one.dtype for one in objective.style_targets.values()} == {dtype}
+
+
+def test_in_bfloat16_loss_and_gradient_are_close_to_those_in_float32(
+    evaluated, bundled
+):
+    whole, start, (expected, steepest) = evaluated
+    given = {"pooling": whole.settings.pooling}
+    for kind in ("content_layers", "style_layers"):
+        given[kind] = list(getattr(whole.settings, kind))
+    low = build(bundled.lowered(), SIZE, given, Plan(48, 2, True, 0))
+    losses, gradient = low.gradient(start)
+    assert all(loss.dtype == torch.float32 for loss in losses)
+    assert gradient.dtype == torch.float32
+    assert float(losses.style) == pytest.approx(float(expected.style), rel=0.02)
+    assert float(losses.content) == pytest.approx(float(expected.content), rel=0.02)
+    assert losses.tv == expected.tv
+    assert distance(gradient, steepest) < 0.1
+
+
+@examples(max_examples=40, deadline=None, derandomize=True)
+@given_any(any_of.data())
+def test_whatever_the_bands_they_agree_with_the_whole_to_1e_9(data):
+    layer = any_of.sampled_from(LAYERS)
+    layers = any_of.lists(layer, min_size=1, max_size=3, unique=True)
+    given = {
+        "content_layers": data.draw(layers, "content"),
+        "style_layers": data.draw(layers, "style"),
+        "pooling": data.draw(any_of.sampled_from(["max", "average"]), "pooling"),
+    }
+    side = any_of.integers(settings(**given).minimum_side, 75)
+    size = (data.draw(side, "height"), data.draw(side, "width"))
+    # Plans take multiples of twice the stride; any other height is as good.
+    rows = data.draw(any_of.integers(1, 40), "rows")
+    held = data.draw(any_of.integers(1, 8), "held")
+    network = build_network(tiny_weights(), CPU, torch.float64)
+    start = picture(*size, 4, torch.float64)
+    expected, steepest = build(network, size, given).gradient(start)
+    losses, gradient = build(network, size, given, Plan(rows, held, False, 0)).gradient(
+        start
+    )
+    for loss, target in zip(losses, expected, strict=True):
+        assert float(loss) == pytest.approx(float(target), rel=1e-9)
+    assert distance(gradient, steepest) < 1e-9
