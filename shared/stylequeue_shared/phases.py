@@ -49,10 +49,13 @@ def _scales(
     scales = settings.scales
     while scales > 1 and min(size) >> (scales - 1) < least:
         scales -= 1
+    # The last scale is the result's, and needs a step.
+    scales = min(scales, settings.steps)
     # Of three scales the steps are shared 3 : 2 : 1, since the first are cheap.
     shares = [scales - number for number in range(scales)]
     done = 0
     for number in range(scales):
         last = round(settings.steps * sum(shares[: number + 1]) / sum(shares))
+        last = min(last, settings.steps - (scales - 1 - number))
         yield done + 1, last, 1 << (scales - 1 - number)
         done = last
