@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -54,6 +55,29 @@ def test_there_is_no_plan_only_where_the_smallest_does_not_fit(given, size, budg
     pairs = HISTORY_AT_LEAST if given.optimizer == "lbfgs" else 0
     least = peak_bytes(given, size, Plan(band_rows(given, size), 1, True, pairs))
     assert (plan(given, size, budget) is None) == (least > budget)
+
+
+@quickly
+@given(any_job, any_size, any_of.sampled_from([False, True]))
+def test_the_smallest_plan_is_taken_from_its_very_byte_on(given, size, half):
+    pairs = HISTORY_AT_LEAST if given.optimizer == "lbfgs" else 0
+    smallest = Plan(band_rows(given, size), 1, half, pairs)
+    enough = peak_bytes(given, size, smallest)
+    assert plan(given, size, enough) == smallest
+    less = plan(given, size, enough - 1)
+    assert less is None if half else less is None or less.half
+
+
+@quickly
+@given(any_size, any_budget)
+def test_features_take_no_more_than_half_while_pairs_are_missing(size, budget):
+    found = plan(job(), size, budget)
+    if found is None or found.history == HISTORY_AT_MOST:
+        return
+    smallest = Plan(found.rows, 1, found.half, HISTORY_AT_LEAST)
+    least = peak_bytes(job(), size, smallest)
+    features = peak_bytes(job(), size, replace(smallest, held=found.held)) - least
+    assert features <= (budget - least) / 2 + 1
 
 
 @quickly
