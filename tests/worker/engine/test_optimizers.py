@@ -5,6 +5,7 @@ from stylequeue_worker.engine.optimizers import (
     FIRST_RADIUS,
     GROWTH,
     LBFGS,
+    LEAST_RADIUS,
     SHRINKAGE,
     Adam,
     build_optimizer,
@@ -146,3 +147,41 @@ def test_no_more_pairs_are_kept_than_the_history_holds():
 def test_the_settings_choose_the_optimizer():
     assert isinstance(build_optimizer(settings(optimizer="adam"), (8, 8), 0), Adam)
     assert isinstance(build_optimizer(settings(optimizer="lbfgs"), (8, 8), 9), LBFGS)
+
+
+@pytest.mark.parametrize("begin_anew", [LBFGS.restart, LBFGS.forget_losses])
+def test_steps_that_were_shrunk_to_nothing_begin_anew_with_something(begin_anew):
+    target, scales = quadratic()
+    optimizer = LBFGS(5)
+    descend(optimizer, 5, target, scales)
+    optimizer.radius = torch.tensor(1e-20)
+    begin_anew(optimizer)
+    picture = torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64)
+    moved = optimizer.step(picture, torch.ones_like(picture), 1.0)
+    assert 1e-7 < rms(moved - picture) <= LEAST_RADIUS * 1.001
+
+
+def test_a_restart_forgets_all_pairs_and_takes_smaller_steps():
+    target, scales = quadratic()
+    optimizer = LBFGS(5)
+    picture = descend(optimizer, 9, target, scales)
+    for times in (1, 2, 3):
+        optimizer.restart()
+        assert not optimizer.pairs
+        moved = optimizer.step(picture, torch.ones_like(picture), 1.0)
+        assert rms(moved - picture) <= FIRST_RADIUS * SHRINKAGE**times * 1.001
+
+
+def test_a_history_that_is_shortened_keeps_the_newest_pairs():
+    target, scales = quadratic()
+    optimizer = LBFGS(9)
+    descend(optimizer, 20, target, scales)
+    newest = list(optimizer.pairs)[-4:]
+    optimizer.shorten(4)
+    assert all(
+        ours is theirs for ours, theirs in zip(optimizer.pairs, newest, strict=True)
+    )
+    assert len(optimizer.pairs) == 4
+    picture = torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64)
+    optimizer.step(picture, scales * (picture - target), 1.0)
+    assert len(optimizer.pairs) == 4

@@ -15,6 +15,9 @@ from stylequeue_worker.engine.preconditioner import Preconditioner
 # values are 0..1. Measured; twice as much or half of it is about as fast.
 FIRST_RADIUS = 0.01
 LARGEST_RADIUS = 0.05
+# What a fresh start is given at least: the steps before it may have been shrunk to
+# nothing, from where growth would take hundreds of steps.
+LEAST_RADIUS = 1e-4
 GROWTH, SHRINKAGE = 1.5, 0.25
 
 ADAM_RATE = 0.03
@@ -107,6 +110,7 @@ class LBFGS:
     def forget_losses(self) -> None:
         """Compare the next loss with none of those before: it is of another kind."""
         self.last = self.best = None
+        self.radius = self.radius.clamp(min=LEAST_RADIUS)
 
     def shorten(self, history: int) -> None:
         """Remember no more than `history` pairs of steps from now on."""
