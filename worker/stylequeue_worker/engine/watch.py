@@ -24,16 +24,14 @@ class Watch:
 
     def __init__(self) -> None:
         self.best: Tensor | None = None
-        self.losses = (math.inf, 0.0, 0.0)
+        # Those of the best picture.
+        self.losses = (0.0, 0.0, 0.0)
+        # The lowest so far, of the kind that is going on.
+        self.loss = math.inf
         self._bad = 0
         self._since = 0
         # The lowest loss so far, after each of the last steps.
         self._lowest: deque[float] = deque(maxlen=FLAT_STEPS + 1)
-
-    @property
-    def loss(self) -> float:
-        """The lowest loss so far."""
-        return sum(self.losses)
 
     def is_well(self, number: int, values: tuple[float, ...]) -> bool:
         """Return whether losses and gradient of a step are finite.
@@ -55,6 +53,7 @@ class Watch:
         """Note a picture and its losses, which are finite."""
         if sum(losses) < self.loss:
             self.best, self.losses, self._since = picture, losses, 0
+            self.loss = sum(losses)
         else:
             self._since += 1
         self._lowest.append(self.loss)
@@ -75,18 +74,19 @@ class Watch:
 
     def forget_losses(self) -> None:
         """Compare no later loss with those so far: it is of another kind."""
-        self.losses = (math.inf, 0.0, 0.0)
+        self.loss = math.inf
         self._lowest.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is remembered, by name."""
-        numbers = [*self.losses, self._bad, self._since, *self._lowest]
+        numbers = [*self.losses, self.loss, self._bad, self._since, *self._lowest]
         kept = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
         return kept if self.best is None else kept | {"best": self.best}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Remember what `tensors` gave. Raises KeyError when some of it is missing."""
-        style, content, tv, bad, since, *lowest = tensors["numbers"].tolist()
-        self.losses, self._bad, self._since = (style, content, tv), int(bad), int(since)
+        style, content, tv, loss, bad, since, *lowest = tensors["numbers"].tolist()
+        self.losses, self.loss = (style, content, tv), loss
+        self._bad, self._since = int(bad), int(since)
         self._lowest = deque(lowest, maxlen=FLAT_STEPS + 1)
         self.best = tensors.get("best")
