@@ -171,15 +171,23 @@ class Run:
             self._optimizer.forget_losses()
             self._watch.forget_losses()
         self._phase = phase
-        if phase is self._phases[-1]:
-            # Read for the last time, here: large pictures need the room.
-            self._content, self._styles = content[..., :0, :0].clone(), []
-        # The one before goes first: both together might not fit.
+        # Built when it is needed; the one before goes first, for both might not fit.
         self._objective = None
-        network = self._network.lowered() if phase.low else self._network
-        self._objective = Objective(
-            network, content, styles, self._settings, self._plan
+
+    def _built_objective(self) -> Objective:
+        assert self._phase is not None
+        network = self._network.lowered() if self._phase.low else self._network
+        built = Objective(
+            network,
+            _shrunk(self._content, self._phase.shrunk),
+            [_shrunk(style, self._phase.shrunk) for style in self._styles],
+            self._settings,
+            self._plan,
         )
+        if self._phase is self._phases[-1]:
+            # Read for the last time: large pictures need the room.
+            self._content, self._styles = self._content[..., :0, :0].clone(), []
+        return built
 
     def _planned(self, size: tuple[int, int]) -> Plan:
         on_gpu = self._network.device.type == "cuda"
@@ -253,17 +261,19 @@ class Run:
         """Return losses and gradient; where memory runs out, with a smaller plan."""
         while True:
             assert self._picture is not None
-            assert self._objective is not None
             try:
+                if self._objective is None:
+                    self._objective = self._built_objective()
                 return self._objective.gradient(self._picture)
             except (MemoryError, RuntimeError) as error:
-                plan = smaller(self._plan)
-                if not ran_out_of_memory(error) or plan is None:
+                found = smaller(self._plan)
+                if not ran_out_of_memory(error) or found is None:
                     raise
             # Outside of the handler, which holds on to the frames of the error.
-            self._plan = plan
-            self._objective.spend(plan)
-            self._optimizer.shorten(plan.history)
+            self._plan = found
+            self._optimizer.shorten(found.history)
+            if self._objective is not None:
+                self._objective.spend(found)
             if self._network.device.type == "cuda":
                 torch.cuda.empty_cache()
 
