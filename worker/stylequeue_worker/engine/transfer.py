@@ -96,6 +96,7 @@ class Run:
         self._content = content.to(network.device, network.dtype)
         self._styles = [style.to(network.device, network.dtype) for style in styles]
         self._settings = settings
+        self._least_side = settings.minimum_side
         self._budget = budget
         self._size = (content.shape[-1], content.shape[-2])
         self._phases = phases(settings, self._size, fast_low)
@@ -159,8 +160,8 @@ class Run:
     def _enter(self, phase: Phase, planned: Plan | None = None) -> None:
         """Make ready what is used until the phase ends."""
         size = _shrunk_size(self._size, phase.shrunk)
-        content = _shrunk(self._content, phase.shrunk)
-        styles = [_shrunk(style, phase.shrunk) for style in self._styles]
+        content = self._at(phase, self._content)
+        styles = [self._at(phase, style) for style in self._styles]
         if self._phase is None or self._phase.shrunk != phase.shrunk:
             self._plan = planned or self._planned(size)
             self._picture = self._first_picture(content, styles)
@@ -179,8 +180,8 @@ class Run:
         network = self._network.lowered() if self._phase.low else self._network
         built = Objective(
             network,
-            _shrunk(self._content, self._phase.shrunk),
-            [_shrunk(style, self._phase.shrunk) for style in self._styles],
+            self._at(self._phase, self._content),
+            [self._at(self._phase, style) for style in self._styles],
             self._settings,
             self._plan,
         )
@@ -188,6 +189,14 @@ class Run:
             # Read for the last time: large pictures need the room.
             self._content, self._styles = self._content[..., :0, :0].clone(), []
         return built
+
+    def _at(self, phase: Phase, picture: Tensor) -> Tensor:
+        """Return a picture as small as the phase wants it, and the network can take."""
+        times = phase.shrunk
+        # A style may be thinner than the content, from which the scales follow.
+        while times > 1 and min(picture.shape[-2:]) // times < self._least_side:
+            times //= 2
+        return _shrunk(picture, times)
 
     def _planned(self, size: tuple[int, int]) -> Plan:
         on_gpu = self._network.device.type == "cuda"
