@@ -4,7 +4,6 @@ A plan depends on the settings, the pictures' size and a budget, never on free m
 or the clock: what a job gives must not depend on what else the machine does.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from stylequeue_shared.job_settings import JobSettings
@@ -14,8 +13,8 @@ MB = 1_000_000
 # A band of so many pixels is worked on within a CPU's caches, and feeds all its cores;
 # a GPU needs more to be busy (a guess: no GPU has run it).
 BAND_PIXELS, GPU_BAND_PIXELS = 2**16, 2**20
-# Twice as many pairs lower the loss by half a percent after 700 steps, at 256 pixels for
-# a tenth of the time of a step.
+# Twice as many pairs lower the loss by half a percent after 700 steps, and take a
+# twentieth more time at 256 pixels.
 HISTORY_AT_MOST, HISTORY_AT_LEAST = 50, 5
 
 # In bytes for each pixel of the picture; a colour picture in float32 has 12.
@@ -67,7 +66,7 @@ def plan(
         longest = HISTORY_AT_MOST if settings.optimizer == "lbfgs" else 0
         return Plan(rows, bands, False, longest)
     least = HISTORY_AT_LEAST if settings.optimizer == "lbfgs" else 0
-    held = _fewest(settings, size, rows)
+    held = fewest_held(settings, size, rows)
     for half in (False, True):
         smallest = Plan(rows, held, half, least)
         if peak_bytes(settings, size, smallest) <= budget:
@@ -75,13 +74,14 @@ def plan(
     return None
 
 
-def smaller(found: Plan) -> Plan | None:
+def smaller(settings: JobSettings, size: tuple[int, int], found: Plan) -> Plan | None:
     """Return the next smaller plan, or None: what to do when memory ran out after all.
 
     Fewer bands held first, then a shorter history.
     """
-    if found.held > 1:
-        return replace(found, held=found.held // 2)
+    fewer = max(found.held // 2, fewest_held(settings, size, found.rows))
+    if fewer < found.held:
+        return replace(found, held=fewer)
     if found.history > HISTORY_AT_LEAST:
         history = max(HISTORY_AT_LEAST, found.history // 2)
         return replace(found, half=True, history=history)
@@ -162,8 +162,11 @@ def content_bytes(settings: JobSettings) -> float:
     )
 
 
-def _fewest(settings: JobSettings, size: tuple[int, int], rows: int) -> int:
+def fewest_held(
+    settings: JobSettings, size: tuple[int, int], rows: int | None = None
+) -> int:
     """Return how many bands to hold so that features take the least memory."""
+    rows = rows or band_rows(settings, size)
     bands = -(-size[1] // rows)
     return min(
         range(1, bands + 1), key=lambda held: features_bytes(settings, size, rows, held)
@@ -173,19 +176,18 @@ def _fewest(settings: JobSettings, size: tuple[int, int], rows: int) -> int:
 def _grown(
     settings: JobSettings, size: tuple[int, int], smallest: Plan, budget: int
 ) -> Plan:
-    """Spend the budget: half of what is left on features, then all on history."""
+    """Spend what is left: up to half of it on features, then the rest on history."""
     bands = -(-size[1] // smallest.rows)
     longest = HISTORY_AT_MOST if settings.optimizer == "lbfgs" else 0
     least = peak_bytes(settings, size, smallest)
-
-    def largest(plans: Iterable[Plan], limit: int) -> Plan:
-        fitting = (p for p in plans if peak_bytes(settings, size, p) <= limit)
-        return max(fitting, key=lambda p: (p.held, p.history), default=smallest)
-
-    holding = [replace(smallest, held=n) for n in range(smallest.held, bands + 1)]
-    found = largest(holding, budget if not longest else (least + budget) // 2)
-    remembering = [replace(found, history=n) for n in range(found.history, longest + 1)]
-    found = largest(remembering, budget)
-    return largest(
-        [replace(found, held=n) for n in range(found.held, bands + 1)], budget
-    )
+    everything = peak_bytes(settings, size, replace(smallest, held=bands)) - least
+    share = min(everything, (budget - least) // 2)
+    pairs = (budget - least - share) // (PAIR * size[0] * size[1])
+    found = replace(smallest, history=min(longest, smallest.history + pairs))
+    if found.history == longest:
+        limit = budget
+    else:
+        limit = peak_bytes(settings, size, found) + share
+    holding = (replace(found, held=n) for n in range(bands, smallest.held, -1))
+    fitting = (p for p in holding if peak_bytes(settings, size, p) <= limit)
+    return next(fitting, found)

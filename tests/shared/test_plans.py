@@ -14,6 +14,7 @@ from stylequeue_shared.plans import (
     MB,
     Plan,
     band_rows,
+    fewest_held,
     peak_bytes,
     plan,
     smaller,
@@ -53,7 +54,9 @@ def test_a_plan_keeps_within_its_budget(given, size, budget):
 @given(any_job, any_size, any_budget)
 def test_there_is_no_plan_only_where_the_smallest_does_not_fit(given, size, budget):
     pairs = HISTORY_AT_LEAST if given.optimizer == "lbfgs" else 0
-    least = peak_bytes(given, size, Plan(band_rows(given, size), 1, True, pairs))
+    least = peak_bytes(
+        given, size, Plan(band_rows(given, size), fewest_held(given, size), True, pairs)
+    )
     assert (plan(given, size, budget) is None) == (least > budget)
 
 
@@ -61,7 +64,7 @@ def test_there_is_no_plan_only_where_the_smallest_does_not_fit(given, size, budg
 @given(any_job, any_size, any_of.sampled_from([False, True]))
 def test_the_smallest_plan_is_taken_from_its_very_byte_on(given, size, half):
     pairs = HISTORY_AT_LEAST if given.optimizer == "lbfgs" else 0
-    smallest = Plan(band_rows(given, size), 1, half, pairs)
+    smallest = Plan(band_rows(given, size), fewest_held(given, size), half, pairs)
     enough = peak_bytes(given, size, smallest)
     assert plan(given, size, enough) == smallest
     less = plan(given, size, enough - 1)
@@ -74,7 +77,7 @@ def test_features_take_no_more_than_half_while_pairs_are_missing(size, budget):
     found = plan(job(), size, budget)
     if found is None or found.history == HISTORY_AT_MOST:
         return
-    smallest = Plan(found.rows, 1, found.half, HISTORY_AT_LEAST)
+    smallest = Plan(found.rows, fewest_held(job(), size), found.half, HISTORY_AT_LEAST)
     least = peak_bytes(job(), size, smallest)
     features = peak_bytes(job(), size, replace(smallest, held=found.held)) - least
     assert features <= (budget - least) / 2 + 1
@@ -129,7 +132,7 @@ def test_each_smaller_plan_takes_less_until_there_is_none(given, size, budget):
     ladder = []
     while found is not None:
         ladder.append(found)
-        found = smaller(found)
+        found = smaller(given, size, found)
         assert len(ladder) < 40
     peaks = [peak_bytes(given, size, one) for one in ladder]
     assert peaks == sorted(set(peaks), reverse=True)
@@ -137,7 +140,7 @@ def test_each_smaller_plan_takes_less_until_there_is_none(given, size, budget):
 
 def test_blocks_become_smaller_first_and_then_the_history_shorter():
     found, ladder = Plan(32, 9, False, 37), []
-    while found := smaller(found):
+    while found := smaller(job(), (2048, 288), found):
         ladder.append(found)
     assert ladder == [
         Plan(32, 4, False, 37),

@@ -7,7 +7,13 @@ import torch
 
 from stylequeue_shared import plans
 from stylequeue_shared.errors import NothingFits, NumericalError
-from stylequeue_shared.plans import MB, Plan, peak_bytes
+from stylequeue_shared.plans import (
+    HISTORY_AT_LEAST,
+    HISTORY_AT_MOST,
+    MB,
+    Plan,
+    peak_bytes,
+)
 from stylequeue_worker.engine import watch
 from stylequeue_worker.engine.bands import Forward
 from stylequeue_worker.engine.objective import Losses, Objective
@@ -243,11 +249,11 @@ def test_where_memory_runs_out_a_run_goes_on_with_a_smaller_plan(
     network, monkeypatch, error, owner, name, first
 ):
     undisturbed = list(run(network, {"steps": 12}))
-    assert undisturbed[-1].plan == Plan(16, 3, False, 100)
+    assert undisturbed[-1].plan == Plan(16, 3, False, HISTORY_AT_MOST)
     failing(monkeypatch, owner, name, OUT_OF_MEMORY[error], lambda n: n == first)
     steps = list(run(network, {"steps": 12}))
     assert [step.number for step in steps] == list(range(1, 13))
-    assert steps[-1].plan == Plan(16, 1, False, 100)
+    assert steps[-1].plan == Plan(16, 1, False, HISTORY_AT_MOST)
     torch.testing.assert_close(
         steps[-1].image, undisturbed[-1].image, rtol=0, atol=1e-3
     )
@@ -258,10 +264,10 @@ def test_the_history_is_shortened_while_it_is_in_use(network, monkeypatch):
     wanted = range(15, 20)
     failing(monkeypatch, Objective, "gradient", MemoryError(), lambda n: n in wanted)
     steps = [(step, len(pairs(step))) for step in run(network, {"steps": 20})]
-    assert steps[13][0].plan == Plan(16, 3, False, 100)
-    assert steps[14][0].plan == Plan(16, 1, True, 6)
+    assert steps[13][0].plan == Plan(16, 3, False, HISTORY_AT_MOST)
+    assert steps[14][0].plan == Plan(16, 1, True, HISTORY_AT_LEAST)
     assert steps[13][1] > 10
-    assert [kept for _, kept in steps[14:]] == [6] * 6
+    assert [kept for _, kept in steps[14:]] == [HISTORY_AT_LEAST] * 6
     assert steps[-1][0].loss < steps[13][0].loss
 
 

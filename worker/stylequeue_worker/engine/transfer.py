@@ -198,6 +198,11 @@ class Run:
             times //= 2
         return _shrunk(picture, times)
 
+    def _smaller(self) -> Plan | None:
+        assert self._phase is not None
+        size = _shrunk_size(self._size, self._phase.shrunk)
+        return smaller(self._settings, size, self._plan)
+
     def _planned(self, size: tuple[int, int]) -> Plan:
         on_gpu = self._network.device.type == "cuda"
         found = plan(self._settings, size, self._budget, gpu=on_gpu)
@@ -275,7 +280,7 @@ class Run:
                     self._objective = self._built_objective()
                 return self._objective.gradient(self._picture)
             except (MemoryError, RuntimeError) as error:
-                found = smaller(self._plan)
+                found = self._smaller()
                 if not ran_out_of_memory(error) or found is None:
                     raise
             # Outside of the handler, which holds on to the frames of the error.
