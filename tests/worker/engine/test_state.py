@@ -1,15 +1,24 @@
 import itertools
 import json
+import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given as given_any
+from hypothesis import settings as examples
+from hypothesis import strategies as any_of
 
-from stylequeue_shared.errors import BadState
+from stylequeue_shared import plans
+from stylequeue_shared.errors import BadState, NumericalError, StyleQueueError
+from stylequeue_shared.plans import Plan
 from stylequeue_worker.engine import state as states
+from stylequeue_worker.engine import watch
+from stylequeue_worker.engine.objective import Objective
 from stylequeue_worker.engine.state import State, decode, encode
-from stylequeue_worker.engine.transfer import transfer
+from stylequeue_worker.engine.transfer import Run, transfer
 from tests.worker.engine.tiny import picture, settings, tiny_network
 
 CONTENT, STYLE = picture(40, 32, 1), picture(32, 48, 2)
@@ -121,3 +130,290 @@ def test_a_state_is_hardly_larger_than_its_tensors(network):
     assert len(written) < size + 4096
     length = int.from_bytes(written[:8], "little")
     assert "__metadata__" in json.loads(written[8 : 8 + length])
+
+
+LARGE = picture(260, 257, 3)
+
+
+@pytest.fixture
+def step_at_hand(monkeypatch):
+    """The number of the step that is evaluated, whichever run it is of."""
+    evaluate, numbers = Run._evaluated, [0]
+
+    def evaluated(one):
+        numbers[0] = one._done + 1
+        return evaluate(one)
+
+    monkeypatch.setattr(Run, "_evaluated", evaluated)
+    return lambda: numbers[0]
+
+
+def changed(monkeypatch, change):
+    evaluate = Objective.gradient
+    monkeypatch.setattr(
+        Objective, "gradient", lambda *given: change(given[0], *evaluate(*given))
+    )
+
+
+def check_all(network, given, numbers, content=CONTENT):
+    """Go on from the state of each of the steps; return what was read, by step."""
+    job = settings(**given)
+    undisturbed, written = [], {}
+    for step in transfer(network, content, [STYLE], job, fast_low=True):
+        undisturbed.append(step)
+        if step.number in numbers:
+            written[step.number] = encode(step.state())
+    read = {number: decode(data) for number, data in written.items()}
+    for number, state in read.items():
+        resumed = list(transfer(network, content, [STYLE], job, state, fast_low=True))
+        assert [step.number for step in resumed] == list(
+            range(number + 1, job.steps + 1)
+        )
+        for ours, theirs in zip(resumed, undisturbed[number:], strict=True):
+            assert torch.equal(ours.image, theirs.image), (number, ours.number)
+            assert torch.equal(ours.best, theirs.best)
+            assert (ours.loss, ours.plan, ours.left, ours.stop_reason) == (
+                *(theirs.loss, theirs.plan, theirs.left, theirs.stop_reason),
+            )
+    return read
+
+
+def test_a_run_through_sizes_goes_on_from_within_and_between_them(network):
+    # 6 steps, 4 and 2.
+    given = {"steps": 12, "scales": 3}
+    read = check_all(network, given, [1, 5, 6, 7, 9, 10, 11, 12], LARGE)
+    sides = {
+        number: state.tensors["picture"].shape[-1] for number, state in read.items()
+    }
+    assert (sides[6], sides[7], sides[10], sides[11]) == (64, 128, 128, 257)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_run_in_mixed_precision_goes_on_from_either_side_of_the_change(
+    network, optimizer
+):
+    given = {"steps": 20, "precision": "mixed", "optimizer": optimizer}
+    check_all(network, given, [3, 15, 16, 17, 19])
+
+
+def test_sizes_precisions_and_a_preconditioner_go_on_together(network):
+    given = {"steps": 24, "scales": 3, "precision": "mixed", "tv_weight": 10.0}
+    given["preconditioner"] = "frequency"
+    check_all(network, given, [9, 10, 12, 13, 18, 20, 23], LARGE)
+
+
+def test_a_preconditioned_run_goes_on(network):
+    check_all(network, {"steps": 15, "preconditioner": "frequency"}, [1, 2, 8, 14])
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_run_that_was_healed_goes_on(network, monkeypatch, step_at_hand, optimizer):
+    def change(_, losses, gradient):
+        value = math.nan if step_at_hand() in (8, 9, 14) else 1
+        return losses._replace(style=losses.style * value), gradient
+
+    changed(monkeypatch, change)
+    given = {"steps": 18, "optimizer": optimizer}
+    check_all(network, given, [7, 8, 9, 10, 13, 14, 15])
+
+
+def test_a_run_counts_on_what_was_not_finite(network, monkeypatch, step_at_hand):
+    def change(_, losses, gradient):
+        value = math.nan if step_at_hand() >= 8 else 1
+        return losses._replace(style=losses.style * value), gradient
+
+    changed(monkeypatch, change)
+    job = settings(steps=20)
+    state = state_after(network, job, 9)
+    with pytest.raises(NumericalError, match="step 11: "):
+        list(run(network, job, decode(encode(state))))
+
+
+def test_a_run_that_stalled_goes_on(network, monkeypatch, step_at_hand):
+    def change(_, losses, gradient):
+        value = 1e6 if 11 <= step_at_hand() <= 35 else 0
+        return losses._replace(style=losses.style + value), gradient
+
+    changed(monkeypatch, change)
+    read = check_all(network, {"steps": 42}, [10, 11, 30, 34, 35, 36, 40])
+    assert any(name.endswith(".rho") for name in read[34].tensors)
+    assert not any(name.endswith(".rho") for name in read[35].tensors)
+
+
+def test_a_flat_run_stops_at_the_same_step_after_going_on(network, monkeypatch):
+    monkeypatch.setattr(watch, "FLAT_STEPS", 6)
+    monkeypatch.setattr(watch, "FLAT_SHARE", 0.7)
+    job = settings(steps=60, stop_when_flat=True)
+    undisturbed = list(run(network, job))
+    assert undisturbed[-1].stop_reason == "flat"
+    last = undisturbed[-1].number
+    for number in (2, last - 3, last - 1):
+        state = decode(encode(state_after(network, job, number)))
+        assert list(run(network, job, state))[-1].number == last
+
+
+def test_a_run_goes_on_with_the_plan_that_became_smaller(
+    network, monkeypatch, step_at_hand
+):
+    monkeypatch.setattr(plans, "BAND_PIXELS", 512)
+
+    def change(objective, losses, gradient):
+        if step_at_hand() >= 12 and objective.plan.history > 6:
+            raise MemoryError
+        return losses, gradient
+
+    changed(monkeypatch, change)
+    read = check_all(network, {"steps": 18}, [10, 11, 12, 13, 17])
+    assert read[11].plan == Plan(16, 3, False, 100)
+    assert read[12].plan == read[17].plan == Plan(16, 1, True, 6)
+
+
+def test_the_next_size_has_a_plan_of_its_own(network, monkeypatch, step_at_hand):
+    def change(objective, losses, gradient):
+        if step_at_hand() == 3 and not objective.plan.half:
+            raise MemoryError
+        return losses, gradient
+
+    changed(monkeypatch, change)
+    read = check_all(network, {"steps": 12, "scales": 2}, [2, 3, 8, 9], LARGE)
+    assert [read[number].plan.half for number in (2, 3, 8, 9)] == [
+        *(False, True, True, False),
+    ]
+
+
+def with_header(data, text):
+    """Return a state's bytes with another text in place of its header."""
+    length = int.from_bytes(data[:8], "little")
+    whole = json.loads(data[8 : 8 + length])
+    whole["__metadata__"] = {states.HEADER: text}
+    written = json.dumps(whole).encode()
+    return len(written).to_bytes(8, "little") + written + data[8 + length :]
+
+
+def header_of(data):
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][states.HEADER])
+
+
+@pytest.fixture(scope="module")
+def written():
+    return _written(tiny_network())
+
+
+WRONG = [None, -1, 0.5, "3", "", [], [1], {}, {"a": 1}, math.inf, math.nan]
+
+
+def refused(written, header):
+    with pytest.raises(BadState):
+        decode(with_header(written, json.dumps(header)))
+
+
+def test_a_header_that_is_written_again_is_read(written):
+    again = with_header(written, json.dumps(header_of(written)))
+    assert decode(again).step == decode(written).step == 3
+
+
+@pytest.mark.parametrize("key", ["format", "engine", "step", "plan"])
+def test_a_damaged_header_is_refused(written, key):
+    header = header_of(written)
+    for value in WRONG:
+        refused(written, {**header, key: value})
+    del header[key]
+    refused(written, header)
+
+
+@pytest.mark.parametrize("key", ["rows", "held", "half", "history"])
+def test_a_damaged_plan_is_refused(written, key):
+    header = header_of(written)
+    given = header["plan"]
+    for value in [*WRONG, 1 if key == "half" else True]:
+        refused(written, {**header, "plan": {**given, key: value}})
+    refused(written, {**header, "plan": {**given, f"{key}_too": given[key]}})
+    del given[key]
+    refused(written, header)
+
+
+@pytest.mark.parametrize("key", ["rows", "held"])
+def test_a_plan_of_nothing_is_refused(written, key):
+    header = header_of(written)
+    header["plan"][key] = 0
+    refused(written, header)
+
+
+def test_a_step_past_the_end_is_refused(network, written):
+    state = decode(with_header(written, json.dumps({**header_of(written), "step": 6})))
+    with pytest.raises(BadState, match="step 6, this job has 5"):
+        next(run(network, settings(steps=5), state))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, "NaN", "null", "[]", '"\\ud800"', "0" * 5000]
+)
+def test_a_header_that_is_no_json_object_is_refused(written, text):
+    with pytest.raises(BadState):
+        decode(with_header(written, text))
+
+
+def damaged(state, name, tensor):
+    tensors = dict(state.tensors)
+    del tensors[name]
+    return replace(
+        state, tensors=tensors if tensor is None else tensors | {name: tensor}
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"optimizer": "adam"}, {"preconditioner": "frequency"}],
+    ids=["lbfgs", "adam", "preconditioned"],
+)
+def test_damaged_tensors_are_refused(network, given):
+    job = settings(steps=8, **given)
+    state = state_after(network, job, 6)
+    assert len(state.tensors) >= 7
+    for name, one in state.tensors.items():
+        others = [torch.zeros(3), torch.zeros(2, 2)]
+        if not name.endswith((".rho", "best.loss")):
+            # Without these there is one pair less, or no earlier loss to compare with.
+            others.append(None)
+        if one.numel() == CONTENT.numel():
+            others += [one.double(), one.int(), one[..., :-1], one.unsqueeze(0)]
+            others += [torch.tensor(1.0)]
+        for other in others:
+            with pytest.raises(BadState):
+                next(run(network, job, damaged(state, name, other)))
+
+
+def test_a_pair_of_no_number_is_refused(network):
+    state = state_after(network, settings(steps=8), 6)
+    tensors = {**state.tensors, "optimizer.x.rho": torch.tensor(1.0)}
+    with pytest.raises(BadState, match="damaged"):
+        next(run(network, settings(steps=8), replace(state, tensors=tensors)))
+
+
+@examples(max_examples=150, deadline=None, derandomize=True)
+@given_any(
+    any_of.data(), any_of.integers(0, 255), any_of.sampled_from(["cut", "flip", "drop"])
+)
+def test_whatever_is_done_to_a_states_bytes_no_other_error_comes_of_it(
+    written, data, byte, way
+):
+    length = 8 + int.from_bytes(written[:8], "little")
+    # Most of it where the structure is.
+    end = length if data.draw(any_of.integers(0, 3)) else len(written)
+    place = data.draw(any_of.integers(0, end - 1))
+    rest = written[place + 1 :]
+    changed = {
+        "cut": written[:place],
+        "flip": written[:place] + bytes([byte]) + rest,
+        "drop": written[:place] + rest,
+    }[way]
+    try:
+        steps = list(run(NETWORK, settings(steps=5), decode(changed)))
+    except StyleQueueError:
+        return
+    # A number that is another one: nothing can tell.
+    assert all(math.isfinite(step.loss) for step in steps)
+
+
+NETWORK = tiny_network()

@@ -142,10 +142,9 @@ class LBFGS:
             s, y, rho = (tensors[f"{number}.{part}"] for part in ("s", "y", "rho"))
             self.pairs.append((s, y, rho))
         self.last = self.best = None
-        if "last.move" in tensors:
-            self.last = tensors["last.move"], tensors["last.gradient"]
         if "best.loss" in tensors:
             loss = float(tensors["best.loss"])
+            self.last = tensors["last.move"], tensors["last.gradient"]
             self.best = tensors["best.values"], tensors["best.gradient"], loss
 
     def _judged(

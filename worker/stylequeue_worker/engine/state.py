@@ -16,6 +16,8 @@ FORMAT = 1
 # Grows with every change that makes the same state go on to another picture.
 ENGINE = 2
 HEADER = "stylequeue"
+# What reading a damaged state may raise.
+DAMAGE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,16 @@ def decode(data: bytes) -> State:
     """
     try:
         header = _header(data)
+        found = (header["format"], header["engine"])
+        if found != (FORMAT, ENGINE):
+            raise BadState(
+                f"found a state of format and engine {found}; this engine reads "
+                f"{(FORMAT, ENGINE)}"
+            )
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        return State(_whole(header["step"], 1), tensors, _plan(header["plan"]))
+    except (*DAMAGE, SafetensorError, RecursionError) as error:
         raise BadState(f"not a saved state ({type(error).__name__})") from None
-    found = (header.get("format"), header.get("engine"))
-    if found != (FORMAT, ENGINE) or not isinstance(header.get("step"), int):
-        raise BadState(
-            f"found a state of format and engine {found}; this engine reads "
-            f"{(FORMAT, ENGINE)}"
-        )
-    return State(header["step"], tensors, Plan(**header["plan"]))
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -73,3 +75,17 @@ def _header(data: bytes) -> dict[str, Any]:
     metadata = json.loads(data[8 : 8 + length])["__metadata__"]
     header: dict[str, Any] = json.loads(metadata[HEADER])
     return header
+
+
+def _plan(found: dict[str, Any]) -> Plan:
+    if not isinstance(found["half"], bool):
+        raise TypeError("half is no truth value")
+    for name, least in (("rows", 1), ("held", 1), ("history", 0)):
+        _whole(found[name], least)
+    return Plan(**found)
+
+
+def _whole(found: object, least: int) -> int:
+    if type(found) is not int or found < least:
+        raise ValueError(f"{found!r} is no whole number from {least} on")
+    return found

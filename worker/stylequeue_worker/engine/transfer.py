@@ -14,7 +14,7 @@ from stylequeue_shared.plans import Plan, plan, smaller
 from stylequeue_worker.engine.network import LossNetwork
 from stylequeue_worker.engine.objective import Losses, Objective
 from stylequeue_worker.engine.optimizers import Optimizer, build_optimizer
-from stylequeue_worker.engine.state import State
+from stylequeue_worker.engine.state import DAMAGE, State
 from stylequeue_worker.engine.watch import Watch
 
 PICTURE, OPTIMIZER, WATCH = "picture", "optimizer.", "watch."
@@ -140,6 +140,7 @@ class Run:
         device = self._network.device
         tensors = {name: one.to(device) for name, one in state.tensors.items()}
         self._enter(phase, state.plan)
+        _check_shapes(tensors, self._at(phase, self._content))
         try:
             self._picture = tensors[PICTURE]
             self._optimizer.restore(_part(tensors, OPTIMIZER))
@@ -148,13 +149,8 @@ class Run:
             raise BadState(
                 f"the state has no {missing}, which this job needs"
             ) from None
-        width, height = _shrunk_size(self._size, phase.shrunk)
-        found, expected = self._picture, (1, 3, height, width)
-        if found.shape != expected or found.dtype != self._network.dtype:
-            raise BadState(
-                f"the state's picture is {tuple(found.shape)} of {found.dtype}, "
-                f"this job's {expected} of {self._network.dtype}"
-            )
+        except DAMAGE as error:
+            raise BadState(f"the state is damaged ({error})") from None
         self._done = state.step
 
     def _enter(self, phase: Phase, planned: Plan | None = None) -> None:
@@ -340,6 +336,28 @@ def _covering(style: Tensor, content: Tensor) -> Tensor:
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (style.shape[-2] - rows) // 2, (style.shape[-1] - columns) // 2
     return resized(style[..., top : top + rows, left : left + columns], (height, width))
+
+
+def _check_shapes(tensors: dict[str, Tensor], picture: Tensor) -> None:
+    """Raise BadState for a tensor that is none of a run of such a picture."""
+    flat = picture.reshape(-1)
+    for name, found in tensors.items():
+        part = name.rpartition(".")[2]
+        if part == "numbers":
+            continue
+        if part in ("picture", "best", "mean", "square"):
+            expected = picture
+        elif part in ("s", "y", "move", "gradient", "values"):
+            expected = flat
+        elif found.dim():
+            raise BadState(f"the state's {name} is {tuple(found.shape)}, no number")
+        else:
+            continue
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise BadState(
+                f"the state's {name} is {tuple(found.shape)} of {found.dtype}, "
+                f"this job's {tuple(expected.shape)} of {expected.dtype}"
+            )
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -78,10 +78,13 @@ class Watch:
         self._lowest.clear()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all that is remembered, by name."""
+        """Return all that is remembered, by name; ask after a good step."""
+        assert self.best is not None
         numbers = [*self.losses, self.loss, self._bad, self._since, *self._lowest]
-        kept = {"numbers": torch.tensor(numbers, dtype=torch.float64)}
-        return kept if self.best is None else kept | {"best": self.best}
+        return {
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+            "best": self.best,
+        }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Remember what `tensors` gave. Raises KeyError when some of it is missing."""
@@ -89,4 +92,4 @@ class Watch:
         self.losses, self.loss = (style, content, tv), loss
         self._bad, self._since = int(bad), int(since)
         self._lowest = deque(lowest, maxlen=FLAT_STEPS + 1)
-        self.best = tensors.get("best")
+        self.best = tensors["best"]
