@@ -17,7 +17,7 @@ def random(size, seed):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_it_is_linear_symmetric_and_positive(size):
-    divide = Preconditioner(*size)
+    divide = Preconditioner(*size[::-1])
     a, b = random(size, 1), random(size, 2)
     torch.testing.assert_close(divide(2 * a - b), 2 * divide(a) - divide(b))
     assert float(a.dot(divide(b))) == pytest.approx(float(b.dot(divide(a))), rel=1e-9)
@@ -29,7 +29,7 @@ def test_it_is_linear_symmetric_and_positive(size):
 def test_shape_and_precision_stay(size, dtype):
     given = random(size, 1).to(dtype)
     before = given.clone()
-    found = Preconditioner(*size)(given)
+    found = Preconditioner(*size[::-1])(given)
     assert (found.shape, found.dtype) == (given.shape, dtype)
     assert torch.equal(given, before)
 
@@ -46,7 +46,7 @@ def test_a_wave_is_divided_by_a_power_of_its_frequency(down, across):
     size = (16, 32)
     given = wave(size, down, across)
     frequency = math.hypot(down / size[0], across / size[1])
-    found = Preconditioner(*size)(given)
+    found = Preconditioner(*size[::-1])(given)
     torch.testing.assert_close(
         found, given * frequency**-EXPONENT, rtol=1e-6, atol=1e-9
     )
@@ -54,7 +54,7 @@ def test_a_wave_is_divided_by_a_power_of_its_frequency(down, across):
 
 def test_the_mean_is_moved_as_the_slowest_wave_is():
     size = (16, 32)
-    divide = Preconditioner(*size)
+    divide = Preconditioner(*size[::-1])
     mean, slowest = torch.ones(3 * 16 * 32, dtype=torch.float64), wave(size, 0, 1)
     expected = float(divide(slowest).norm() / slowest.norm())
     assert float(divide(mean).norm() / mean.norm()) == pytest.approx(expected, rel=1e-6)
@@ -69,11 +69,11 @@ def test_colours_are_apart_from_each_other():
 
 
 def test_the_settings_choose_it_for_lbfgs_alone():
-    preconditioned = build_optimizer(settings(preconditioner="frequency"), 8, 6, 9)
+    preconditioned = build_optimizer(settings(preconditioner="frequency"), (6, 8), 9)
     assert preconditioned.preconditioner.size == (8, 6)
-    assert build_optimizer(settings(), 8, 6, 9).preconditioner is None
+    assert build_optimizer(settings(), (6, 8), 9).preconditioner is None
     adam = build_optimizer(
-        settings(preconditioner="frequency", optimizer="adam"), 8, 6, 0
+        settings(preconditioner="frequency", optimizer="adam"), (6, 8), 0
     )
     assert not hasattr(adam, "preconditioner")
 
@@ -96,14 +96,14 @@ def test_lbfgs_needs_fewer_steps_where_fine_structure_is_steep():
             picture = optimizer.step(picture, gradient, loss)
         return loss
 
-    plain, preconditioned = LBFGS(10), LBFGS(10, Preconditioner(*size))
+    plain, preconditioned = LBFGS(10), LBFGS(10, Preconditioner(*size[::-1]))
     assert loss_after(40, preconditioned) < 0.5 * loss_after(40, plain)
 
 
 def test_the_direction_solves_what_the_preconditioner_is_the_inverse_of():
     # Of a quadratic whose inverse Hessian is the preconditioner, one pair tells all.
     size = (12, 10)
-    divide = Preconditioner(*size)
+    divide = Preconditioner(*size[::-1])
     optimizer = LBFGS(5, divide)
     y, gradient = random(size, 1), random(size, 2)
     optimizer._remember(divide(y), y)

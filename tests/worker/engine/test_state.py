@@ -264,7 +264,7 @@ def test_a_run_goes_on_with_the_plan_that_became_smaller(
 
     changed(monkeypatch, change)
     read = check_all(network, {"steps": 18}, [10, 11, 12, 13, 17])
-    assert read[11].plan == Plan(16, 3, False, 100)
+    assert read[11].plan == Plan(16, 3, False, plans.HISTORY_AT_MOST)
     assert read[12].plan == read[17].plan == Plan(16, 1, True, 6)
 
 
