@@ -1,6 +1,7 @@
 """The objective against its independent restatement in textbook.py, and in bands."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as any_of
 
 from stylequeue_shared.layers import LAYERS
 from stylequeue_shared.plans import Plan
+from stylequeue_worker.engine.bands import Forward
 from stylequeue_worker.engine.network import build_network
 from stylequeue_worker.engine.objective import Objective, total_variation
 from stylequeue_worker.engine.sums import GramSums
@@ -238,6 +240,25 @@ def test_in_bfloat16_loss_and_gradient_are_close_to_those_in_float32(
     assert float(losses.content) == pytest.approx(float(expected.content), rel=0.02)
     assert losses.tv == expected.tv
     assert distance(gradient, steepest) < 0.1
+
+
+@pytest.mark.parametrize("held", [1, 2])
+def test_no_more_bands_are_held_than_the_plan_says(monkeypatch, held):
+    objective = build(
+        build_network(tiny_weights(), CPU), (96, 40), {}, Plan(16, held, False, 0)
+    )
+    read, bands, alive = Forward.band, [], []
+
+    def watched(*given):
+        alive.append(sum(one() is not None for one in bands))
+        found = read(*given)
+        bands.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(Forward, "band", watched)
+    objective.gradient(picture(96, 40, 4))
+    assert len(alive) == 6 + 6 - held
+    assert max(alive) == held - 1
 
 
 @examples(max_examples=40, deadline=None, derandomize=True)
