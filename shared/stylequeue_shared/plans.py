@@ -77,13 +77,13 @@ def plan(
 def smaller(settings: JobSettings, size: tuple[int, int], found: Plan) -> Plan | None:
     """Return the next smaller plan, or None: what to do when memory ran out after all.
 
-    Fewer bands held first, then a shorter history.
+    Fewer bands held first, then the content in half precision and a shorter history.
     """
     fewer = max(found.held // 2, fewest_held(settings, size, found.rows))
     if fewer < found.held:
         return replace(found, held=fewer)
-    if found.history > HISTORY_AT_LEAST:
-        history = max(HISTORY_AT_LEAST, found.history // 2)
+    if found.history > HISTORY_AT_LEAST or not found.half:
+        history = max(min(HISTORY_AT_LEAST, found.history), found.history // 2)
         return replace(found, half=True, history=history)
     return None
 
