@@ -9,6 +9,7 @@ from hypothesis import given as given_any
 from hypothesis import settings as examples
 from hypothesis import strategies as any_of
 
+from stylequeue_shared import plans
 from stylequeue_shared.layers import LAYERS
 from stylequeue_shared.plans import Plan
 from stylequeue_worker.engine.bands import Forward
@@ -259,6 +260,24 @@ def test_no_more_bands_are_held_than_the_plan_says(monkeypatch, held):
     objective.gradient(picture(96, 40, 4))
     assert len(alive) == 6 + 6 - held
     assert max(alive) == held - 1
+
+
+def test_a_style_wider_than_the_picture_is_read_in_smaller_bands(monkeypatch):
+    monkeypatch.setattr(plans, "BAND_PIXELS", 512)
+    read = []
+    band = Forward.band
+
+    def watched(forward, given, number):
+        top, bottom = forward._bands.picture[number : number + 2]
+        read.append((bottom - top) * given.shape[-1])
+        return band(forward, given, number)
+
+    monkeypatch.setattr(Forward, "band", watched)
+    job, size = settings(), (16, 64)
+    content, style = picture(64, 16, 1), picture(40, 64, 2)
+    network = build_network(tiny_weights(), CPU)
+    Objective(network, content, [style], job, plans.plan(job, size))
+    assert read == [512] * 2 + [512] * 5
 
 
 @examples(max_examples=40, deadline=None, derandomize=True)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.layers import LAYERS
-from stylequeue_shared.plans import Plan
+from stylequeue_shared.plans import Plan, band_rows
 from stylequeue_worker.engine.bands import Backward, Bands, Forward
 from stylequeue_worker.engine.network import LossNetwork
 from stylequeue_worker.engine.sums import GramSums, SquareSums
@@ -118,8 +118,12 @@ class Objective:
     def _grams(self, style: Tensor) -> dict[str, Tensor]:
         """Return a style's Gram matrices; a band's features are held at a time."""
         layers = self.settings.style_layers
+        height, width = style.shape[-2:]
+        # It may be wider than the picture, for which the plan is.
+        rows = min(self.plan.rows, band_rows(self.settings, (width, height)))
+        bands = Bands(self.network.up_to(layers), height, rows)
         sums = GramSums(self.exact)
-        for features in self._features(style, layers, self.bands(style, layers)):
+        for features in self._features(style, layers, bands):
             sums.add(features)
         return sums.grams()
 
