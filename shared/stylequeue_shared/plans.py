@@ -89,11 +89,11 @@ def smaller(settings: JobSettings, size: tuple[int, int], found: Plan) -> Plan |
 
 
 def band_rows(
-    settings: JobSettings, size: tuple[int, int], pixels: int = BAND_PIXELS
+    settings: JobSettings, size: tuple[int, int], pixels: int | None = None
 ) -> int:
     """Return the height of a band, a multiple of the deepest layer's stride."""
     step = 2 * stride(settings.layers[-1])
-    return max(step, pixels // size[0] // step * step)
+    return max(step, (pixels or BAND_PIXELS) // size[0] // step * step)
 
 
 def peak_bytes(settings: JobSettings, size: tuple[int, int], plan: Plan) -> int:

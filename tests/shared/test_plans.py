@@ -155,8 +155,9 @@ def test_blocks_become_smaller_first_and_then_the_history_shorter():
 @pytest.mark.parametrize("history", [0, 5])
 def test_the_content_is_halved_where_no_history_is_left_to_shorten(history):
     halved = Plan(32, 1, True, history)
-    assert smaller(Plan(32, 1, False, history)) == halved
-    assert smaller(halved) is None
+    size = (2048, 288)
+    assert smaller(job(), size, Plan(32, 1, False, history)) == halved
+    assert smaller(job(), size, halved) is None
 
 
 @pytest.mark.parametrize("budget", [0, 100 * MB, 640 * MB])
