@@ -34,6 +34,7 @@ from torchvision.models import vgg19
 
 from bench import machine
 from bench.classic import SHIPPED
+from stylequeue_shared.estimates import operations
 from stylequeue_shared.job_settings import JobSettings, complete_settings
 from stylequeue_shared.layers import LAYERS
 from stylequeue_shared.plans import HISTORY_AT_MOST
@@ -161,7 +162,7 @@ def measure(size: int, rounds: int) -> Iterator[dict[str, Any]]:
             seconds[program.name].append(program.turn())
     memory = {program.name: program.end() for program in programs}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    work = operations((size, size), complete_settings({"seed": 1}, styles=1))
+    work = operations(complete_settings({"seed": 1}, styles=1), (size, size))
     best = {name: work / statistics.median(found) for name, found in rates.items()}
     for ours in ("float32", "bfloat16"):
         others = {
@@ -288,28 +289,6 @@ def square(picture: Path, size: int, folder: Path) -> Path:
 
 def their_names(layers: Sequence[str]) -> list[str]:
     return [f"block{name[4]}_{name[:4]}{name[6:]}" for name in layers]
-
-
-def operations(size: tuple[int, int], job: JobSettings) -> float:
-    """Return the floating-point operations of one evaluation.
-
-    Each convolution once forward and once back to the picture, and for each style
-    layer one product for the Gram matrix and one for its gradient.
-    """
-    total, incoming = 0.0, 3
-    width, height = size
-    deepest = max(LAYERS.index(layer) for layer in job.layers)
-    for layer in LAYERS[: deepest + 1]:
-        if not layer.startswith("conv"):
-            continue
-        block = int(layer[4])
-        places = (height >> (block - 1)) * (width >> (block - 1))
-        outgoing = min(64 * 2 ** (block - 1), 512)
-        total += 2 * (2 * 9 * incoming * outgoing * places)
-        if layer in job.style_layers:
-            total += 2 * (2 * outgoing**2 * places)
-        incoming = outgoing
-    return total
 
 
 def product_rate(dtype: torch.dtype, side: int = 2048) -> float:
