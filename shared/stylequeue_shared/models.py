@@ -83,6 +83,8 @@ class Job(Base):
     result_partial: Mapped[bool | None]
     # Weights digest, torch build, device, threads: what the picture depends on.
     made_with: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    # Seconds, memory and worker as foreseen when it was submitted.
+    estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     styles: Mapped[list["JobStyle"]] = relationship(
         order_by="JobStyle.position", cascade="all, delete-orphan"
@@ -142,6 +144,12 @@ class Worker(Base):
     host: Mapped[str] = mapped_column(String(200))
     device: Mapped[str] = mapped_column(String(200))
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    # What a job's estimate is made from: see `estimates`.
+    budget_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu: Mapped[bool | None]
+    operations_per_second: Mapped[float | None]
+    low_operations_per_second: Mapped[float | None]
+    bytes_per_second: Mapped[float | None]
     started_at: Mapped[float]
     seen_at: Mapped[float]
 

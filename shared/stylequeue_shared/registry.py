@@ -21,20 +21,26 @@ class Identity:
     host: str
     device: str
     memory_bytes: int | None
+    # What a job may take, and how fast it is: see `estimates`; None where unknown.
+    budget_bytes: int | None = None
+    gpu: bool | None = None
+    operations_per_second: float | None = None
+    low_operations_per_second: float | None = None
+    bytes_per_second: float | None = None
 
 
 def beat(database: Database, worker: Identity) -> None:
-    """Record that the worker is alive now."""
+    """Record that the worker is alive now, and what it is.
+
+    One that was started again under its name may have another budget.
+    """
+    described = {**vars(worker), "seen_at": now()}
     with database.write() as connection:
         postgres = connection.dialect.name == "postgresql"
         dialect: Any = postgresql if postgres else sqlite
-        row = dialect.insert(Worker).values(
-            **vars(worker), started_at=now(), seen_at=now()
-        )
+        row = dialect.insert(Worker).values(**described, started_at=now())
         connection.execute(
-            row.on_conflict_do_update(
-                index_elements=[Worker.name], set_={"seen_at": now()}
-            )
+            row.on_conflict_do_update(index_elements=[Worker.name], set_=described)
         )
 
 

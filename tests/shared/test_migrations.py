@@ -2,14 +2,16 @@ import subprocess
 import sys
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 
+from stylequeue_shared import migrate as migrate_module
 from stylequeue_shared.database import Database
 from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.migrate import check, migrate
-from stylequeue_shared.models import Base
+from stylequeue_shared.models import Base, Worker
 
 MIGRATE = "import sys; from stylequeue_shared.migrate import migrate; migrate({!r})"
 
@@ -37,6 +39,23 @@ def test_a_second_migration_changes_nothing(database: Database) -> None:
     migrate(url)
     with database.read() as connection:
         assert connection.scalar(text("SELECT count(*) FROM trash")) == 1
+
+
+def test_what_an_earlier_version_wrote_is_kept(empty_url: str) -> None:
+    database = Database(empty_url)
+    with database.write() as connection:
+        config = migrate_module._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text("INSERT INTO workers VALUES ('w1', 'here', 'CPU', 1024, 1, 2)")
+        )
+    migrate(empty_url)
+    with database.read() as connection:
+        row = connection.execute(select(Worker.__table__)).one()
+    assert (row.name, row.memory_bytes, row.seen_at) == ("w1", 1024, 2)
+    assert row.budget_bytes is row.gpu is row.bytes_per_second is None
+    database.close()
 
 
 def test_processes_that_migrate_at_once_wait_for_each_other(empty_url: str) -> None:

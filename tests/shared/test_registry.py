@@ -41,6 +41,24 @@ def test_a_beat_makes_a_worker_known_and_keeps_it_so(database: Database) -> None
     assert abs(row[2]) < 10
 
 
+def test_a_worker_that_was_started_anew_is_known_as_what_it_is_now(
+    database: Database,
+) -> None:
+    registry.beat(database, HERE)
+    anew = registry.Identity(
+        *("w1@here", "there", "GPU", 4096),
+        budget_bytes=2**40,
+        gpu=True,
+        operations_per_second=3e14,
+        low_operations_per_second=6e14,
+        bytes_per_second=2e12,
+    )
+    registry.beat(database, anew)
+    with database.read() as connection:
+        row = connection.execute(select(Worker.__table__)).one()._asdict()
+    assert {name: row[name] for name in vars(anew)} == vars(anew)
+
+
 def test_a_worker_that_leaves_is_forgotten_and_no_other(database: Database) -> None:
     registry.beat(database, HERE)
     registry.beat(database, registry.Identity("w2@here", "here", "CPU", None))

@@ -143,7 +143,8 @@ def test_a_job_is_painted_by_the_real_worker(shared: Site) -> None:
     assert picture.size == (64, 48)
     assert row.made_with["device"].startswith("CPU")
     (worker,) = shared.workers()
-    assert worker.memory_bytes > 0
+    assert worker.memory_bytes > worker.budget_bytes > 0
+    assert min(worker.operations_per_second, worker.bytes_per_second) > 1e6
     assert '"event": "no_gpu_running_on_cpu"' in shared.log.read_text()
 
 

@@ -1,5 +1,7 @@
 import pytest
 
+from stylequeue_shared.estimates import Speed, estimate
+from stylequeue_shared.plans import MB
 from stylequeue_shared.settings import Settings
 from stylequeue_worker import studio as studio_module
 from stylequeue_worker.pictures import to_tensor
@@ -39,3 +41,22 @@ def test_keeping_colours_by_histogram_gives_the_styles_those_of_the_content(read
     found = read(image_size=64, preserve_colors="histogram")
     assert (found - found[:, :1]).abs().max() < 1e-6
     assert found.std() > 0.05
+
+
+def test_painting_is_estimated_for_this_worker_s_budget_and_speed(
+    tmp_path, monkeypatch
+):
+    measured = []
+    speed = Speed(1e11, 2e11, 1e10)
+    monkeypatch.setattr(
+        studio_module, "measure", lambda *_, **__: measured.append(1) or speed
+    )
+    studio = Studio(Settings(home=tmp_path, device="cpu", memory_mb=2000))
+    assert not studio.on_gpu
+    content, style = colourful(640, 480), colourful(640, 400)
+    job = settings(image_size=64)
+    assert studio.estimate(content, [style], job) == estimate(
+        job, (640, 480), [(640, 400)], 2000 * MB, speed
+    )
+    assert studio.estimate(content, [style], settings(image_size=8192)) is None
+    assert len(measured) == 1

@@ -34,7 +34,13 @@ class Child:
         studio = Studio(settings)
         self._runner = Runner(settings, self._database, store, studio, name, draining)
         self._identity = registry.Identity(
-            name, socket.gethostname(), studio.device_name, studio.memory_bytes
+            name,
+            socket.gethostname(),
+            studio.device_name,
+            studio.memory_bytes,
+            studio.budget,
+            studio.on_gpu,
+            **vars(studio.speed),
         )
         for watch in (self._beat, self._end_with_parent):
             threading.Thread(target=watch, daemon=True).start()

@@ -1,6 +1,7 @@
 """The engine with what it needs at hand: weights, network, device. One per process."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylequeue_shared.errors import BadConfiguration
+from stylequeue_shared.estimates import Estimate, Speed, estimate
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.plans import MB
 from stylequeue_shared.settings import Settings
@@ -16,6 +18,7 @@ from stylequeue_worker.engine.network import build_network
 from stylequeue_worker.engine.transfer import Step, transfer
 from stylequeue_worker.memory import keep_freed_memory, total_memory
 from stylequeue_worker.pictures import content_tensor, style_tensor, with_histogram_of
+from stylequeue_worker.speed import measure
 from stylequeue_worker.weights import load_weights
 
 # Of the memory of a GPU or a machine, what its workers may take.
@@ -48,6 +51,28 @@ class Studio:
         }
         del weights
         keep_freed_memory()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it works on a GPU."""
+        return self._device.type == "cuda"
+
+    @cached_property
+    def speed(self) -> Speed:
+        """How fast it is; measured, for a second, when first asked for."""
+        return measure(self._network, fast_low=self._fast_low)
+
+    def estimate(
+        self,
+        content: Image.Image,
+        styles: Sequence[Image.Image],
+        settings: JobSettings,
+    ) -> Estimate | None:
+        """Return what painting will take, or None when there is no room for it."""
+        sizes = [style.size for style in styles]
+        return estimate(
+            settings, content.size, sizes, self.budget, self.speed, gpu=self.on_gpu
+        )
 
     def paint(
         self,
