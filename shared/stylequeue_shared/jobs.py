@@ -112,6 +112,7 @@ def submit(
     style_shas: Sequence[str],
     *,
     max_waiting: int,
+    estimate: dict[str, Any] | None = None,
 ) -> str:
     """Record a job as queued and return its id, a UUIDv7.
 
@@ -119,11 +120,13 @@ def submit(
     """
     with database.write() as connection:
         refuse_when_full(connection, max_waiting)
-        return _insert(connection, settings.model_dump(), content_sha, style_shas)
+        return _insert(
+            connection, settings.model_dump(), content_sha, style_shas, estimate
+        )
 
 
 def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
-    """Record a new job with the pictures and settings of an ended one.
+    """Record a new job with the pictures, settings and estimate of an ended one.
 
     Raises NotFound, Conflict while it is not terminal, and QueueFull.
     """
@@ -134,7 +137,7 @@ def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
         refuse_when_full(connection, max_waiting)
         shas = _styles_of(connection, job_id)
         _touch_pictures(connection, [job_id])
-        return _insert(connection, job.settings, job.content_sha, shas)
+        return _insert(connection, job.settings, job.content_sha, shas, job.estimate)
 
 
 def refuse_when_full(connection: Connection, max_waiting: int) -> None:
@@ -157,6 +160,7 @@ def _insert(
     settings: dict[str, Any],
     content_sha: str,
     style_shas: Sequence[str],
+    estimate: dict[str, Any] | None,
 ) -> str:
     job_id = str(uuid_utils.uuid7())
     connection.execute(
@@ -165,6 +169,7 @@ def _insert(
             state=JobState.QUEUED,
             settings=settings,
             content_sha=content_sha,
+            estimate=estimate,
             created_at=now(),
         )
     )
@@ -467,7 +472,7 @@ def _result(result: Result) -> dict[str, Any]:
 
 def _state_of(connection: Connection, job_id: str) -> Any:
     row = connection.execute(
-        select(Job.state, Job.settings, Job.content_sha)
+        select(Job.state, Job.settings, Job.content_sha, Job.estimate)
         # PostgreSQL's text has no NUL, nor has any id.
         .where(Job.id == job_id.replace("\0", "?"))
         .with_for_update()

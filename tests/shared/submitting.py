@@ -28,6 +28,7 @@ def submit(
     content: str = "cat",
     styles: tuple[str, ...] = ("waves",),
     max_waiting: int = 1000,
+    estimate: dict[str, Any] | None = None,
     **settings: Any,
 ) -> str:
     """Submit a job with pictures of those names."""
@@ -36,7 +37,12 @@ def submit(
     content_sha, *style_shas = (picture.sha256 for picture in found)
     chosen = complete_settings(settings, styles=len(styles))
     return jobs.submit(
-        database, chosen, content_sha, style_shas, max_waiting=max_waiting
+        database,
+        chosen,
+        content_sha,
+        style_shas,
+        max_waiting=max_waiting,
+        estimate=estimate,
     )
 
 

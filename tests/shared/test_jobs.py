@@ -3,6 +3,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
@@ -23,6 +24,7 @@ from stylequeue_shared.models import Job, JobState, JobStyle, Picture, Snapshot,
 from tests.shared.submitting import HALF_WAY, claim, picture, row, run_out, submit
 
 MADE = Result(key="jobs/1/1/result.png", width=256, height=192)
+ESTIMATE = {"seconds": 41.2, "memory_bytes": 940_000_000, "worker": "gpu-1"}
 ENDED = [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
 
 CLAIM_ALL = """
@@ -76,9 +78,9 @@ def change(database: Database, job_id: str, **values: object) -> None:
         connection.execute(update(Job).where(Job.id == job_id).values(**values))
 
 
-def end(database: Database, state: JobState) -> str:
+def end(database: Database, state: JobState, **given: Any) -> str:
     """Bring a new job to its end in that state and return its id."""
-    job_id = submit(database)
+    job_id = submit(database, **given)
     held = claim(database)
     assert held.job_id == job_id
     if state == JobState.SUCCEEDED:
@@ -566,16 +568,17 @@ def test_a_job_that_succeeds_before_it_sees_its_cancellation_has_succeeded(
 
 
 @pytest.mark.parametrize("state", ENDED)
-def test_retrying_copies_pictures_and_settings_seed_included(
+def test_retrying_copies_pictures_settings_with_the_seed_and_estimate(
     database: Database, state: JobState
 ) -> None:
-    job_id = end(database, state)
+    job_id = end(database, state, estimate=ESTIMATE)
     grow_old(database, days=1)
     new_id = jobs.retry(database, job_id, max_waiting=5)
     old, new = row(database, job_id), row(database, new_id)
     assert new_id != job_id
     assert (new.state, new.version, new.attempt, new.step) == ("queued", 1, 0, None)
     assert new.settings == old.settings
+    assert new.estimate == old.estimate == ESTIMATE
     assert claim(database).style_shas == (picture("waves").sha256,)
     # Their hour starts anew.
     assert max(ages(database).values()) < 60

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import event, func, select
 from sqlalchemy.pool import Pool
 
-from stylequeue_shared import jobs
+from stylequeue_shared import jobs, registry
 from stylequeue_shared.artefacts import result_key, snapshot_key
 from stylequeue_shared.database import Database
 from stylequeue_shared.images import encode_png
@@ -190,6 +190,25 @@ class Worker:
     @staticmethod
     def progress(step: int) -> Progress:
         return Progress(step, 0.07, 0.43, 8.1, 71.6)
+
+
+@pytest.fixture
+def beat(database: Database) -> Callable[..., None]:
+    """Let a worker be seen now: a fast one unless told otherwise."""
+
+    def send(name: str = "gpu-1", **given: Any) -> None:
+        fast = {
+            "budget_bytes": 10**10,
+            "gpu": False,
+            "operations_per_second": 1e12,
+            "low_operations_per_second": None,
+            "bytes_per_second": 1e11,
+        }
+        registry.beat(
+            database, registry.Identity(name, "castle", "H100", None, **fast | given)
+        )
+
+    return send
 
 
 @pytest.fixture

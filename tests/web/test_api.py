@@ -12,6 +12,7 @@ from stylequeue_shared import jobs
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import NumericalError
 from stylequeue_shared.models import Worker as WorkerRow
+from stylequeue_web.schemas import JobBody
 from tests.web.conftest import CONTENT, JOBS, STYLE, Kept, Worker, form
 
 Submit = Callable[..., dict[str, Any]]
@@ -54,6 +55,8 @@ def test_a_submission_is_answered_with_the_job_and_its_address(
         "stop_reason",
         "result",
         "error",
+        # No worker is there.
+        "estimate",
     ):
         assert job[name] is None
     assert job["links"] == {
@@ -311,6 +314,22 @@ def test_a_retry_is_a_new_job_with_the_same_pictures_settings_and_seed(
         assert ours == client.get(f"{here}/{name}").data
 
 
+def test_a_job_keeps_the_estimate_of_its_submission(
+    client: FlaskClient, submit: Submit, beat: Callable[..., None], worker: Worker
+) -> None:
+    beat("gpu-7")
+    job = submit(settings={"steps": 100})
+    assert JobBody.model_validate(job).estimate
+    assert job["estimate"]["worker"] == "gpu-7"
+    assert 1 < job["estimate"]["seconds"] < 60
+    assert 10**8 < job["estimate"]["memory_bytes"] < 10**10
+    beat("gpu-8", operations_per_second=1e15, bytes_per_second=1e15)
+    worker.succeed(worker.claim())
+    again = client.post(job["links"]["retry"]).get_json()
+    for body in (client.get(job["links"]["self"]).get_json(), again):
+        assert body["estimate"] == job["estimate"]
+
+
 def test_a_job_that_has_not_ended_is_neither_retried_nor_deleted(
     client: FlaskClient, submit: Submit, kept: Kept
 ) -> None:
@@ -452,6 +471,7 @@ def test_the_workers_seen_lately_are_listed(
                     host="castle",
                     device="H100",
                     memory_bytes=80 * 10**9,
+                    budget_bytes=56 * 10**9,
                     started_at=now() - 7200,
                     seen_at=now() - age,
                 )
@@ -465,6 +485,7 @@ def test_the_workers_seen_lately_are_listed(
         "host": "castle",
         "device": "H100",
         "memory_bytes": 80 * 10**9,
+        "budget_bytes": 56 * 10**9,
         "job": job["id"],
         "steps_per_second": 8.1,
     }

@@ -83,6 +83,12 @@ def act(client: FlaskClient, job_id: str, action: str) -> TestResponse:
     return client.post(f"/jobs/{job_id}/{action}", data=data)
 
 
+def detail_of(page: str) -> str:
+    found = re.search(r'<span id="detail">([^<]*)</span>', page)
+    assert found
+    return found[1]
+
+
 def claim(database: Database) -> Claim:
     held = jobs.claim(database, "a test", lease_seconds=60)
     assert held is not None
@@ -119,6 +125,24 @@ def test_a_submission_leads_to_the_page_of_its_job(client: FlaskClient) -> None:
     assert page.status_code == 200
     assert "Waiting its turn" in page.text
     assert "next in line" in page.text
+
+
+def test_an_estimate_is_shown_until_the_first_step_tells_better(
+    client: FlaskClient, database: Database
+) -> None:
+    job_id = submitted(client)
+    here = f"/jobs/{job_id}"
+    assert "about" not in detail_of(client.get(here).text)
+    foreseen = {"seconds": 41.2, "memory_bytes": 10**9, "worker": "gpu-1"}
+    with database.write() as connection:
+        connection.execute(update(Job).values(estimate=foreseen))
+    page = client.get(here).text
+    assert detail_of(page) == "next in line, about 40 s once it starts"
+    held = claim(database)
+    assert detail_of(client.get(here).text) == "Getting ready, about 40 s in all"
+    jobs.report(database, held, progress(20), lease_seconds=60)
+    jobs.hand_back(database, held)
+    assert detail_of(client.get(here).text) == "next in line"
 
 
 def test_an_uploaded_file_goes_before_a_sample(client: FlaskClient) -> None:

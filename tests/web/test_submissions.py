@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_fields_that_are_not_as_they_should_be_are_refused(
         ('{"stepps": 3}', "stepps", "stepps"),
         ('{"steps": 0}', "steps", "0"),
         ('{"steps": 5001}', "steps", "5001"),
-        ('{"image_size": 1025}', "image_size", "1025"),
+        ('{"image_size": 4097}', "image_size", "4097"),
         ('{"image_size": 31}', "image_size", "31"),
         ('{"steps": true}', "steps", "true"),
         ('{"steps": "10"}', "steps", "10"),
@@ -201,6 +202,25 @@ def test_a_good_submission_keeps_each_original_once_as_it_was(
     submit(content=CONTENT, style=[CONTENT, STYLE])
     assert kept.rows() == 1 + 2 + 2
     assert {store.get(key) for key in kept.files()} == {CONTENT, STYLE}
+
+
+def test_what_no_worker_could_hold_is_refused_with_the_largest_size_that_fits(
+    client: FlaskClient,
+    submit: Callable[..., dict[str, Any]],
+    kept: Kept,
+    beat: Callable[..., None],
+) -> None:
+    beat("small", budget_bytes=10**9)
+    body = refused(client, kept, form(settings={"image_size": 1024}))
+    assert (body["code"], body["field"]) == ("invalid_setting", "image_size")
+    found = re.fullmatch(
+        r"image_size: found 1024; with this picture and these settings at most (\d+) "
+        "fits into the memory that the workers here may take",
+        body["detail"],
+    )
+    assert found
+    refused(client, kept, form(settings={"image_size": int(found[1]) + 16}))
+    assert submit(settings={"image_size": int(found[1])})["state"] == "queued"
 
 
 def test_a_full_queue_answers_503_and_keeps_nothing_more(

@@ -57,6 +57,14 @@ class Progress(BaseModel):
     eta_seconds: float | None
 
 
+class Estimate(BaseModel):
+    """What a job will take, as foreseen when it was submitted; it never changes."""
+
+    seconds: float = Field(description="From its start to its end.")
+    memory_bytes: int
+    worker: str = Field(description="Of those alive, the fastest that could run it.")
+
+
 class SnapshotBody(BaseModel):
     """The picture after a step, with the losses evaluated in it."""
 
@@ -106,6 +114,9 @@ class JobBody(BaseModel):
     settings: JobSettings
     progress: Progress | None = Field(description="Null until the first step.")
     queue_position: int | None = Field(description="1 is next; null unless waiting.")
+    estimate: Estimate | None = Field(
+        description="Null when no worker was there to estimate it for."
+    )
     attempt: int
     requested: Literal["cancel", "finish", "pause"] | None
     stop_reason: Literal["completed", "finished_early", "flat"] | None
@@ -132,6 +143,7 @@ class WorkerBody(BaseModel):
     host: str
     device: str
     memory_bytes: int | None
+    budget_bytes: int | None = Field(description="What a job may take of it.")
     job: str | None
     steps_per_second: float | None
     seen_at: str

@@ -17,6 +17,7 @@ from stylequeue_shared.job_settings import (
     parse_settings,
     style_fields,
 )
+from stylequeue_web.forecasts import forecast
 from stylequeue_web.services import Services
 from stylequeue_web.uploads import is_cut_off
 
@@ -57,6 +58,7 @@ def submit(
         ]
         sizes = [(picture.width, picture.height) for picture in found]
         check_fits(completed, sizes[0], sizes[1:])
+        expected = forecast(services.database, completed, sizes[0], sizes[1:])
         jobs.keep_pictures(services.database, found)
         for picture, path in zip(found, paths, strict=True):
             key = original_key(picture.sha256)
@@ -68,6 +70,7 @@ def submit(
         found[0].sha256,
         [picture.sha256 for picture in found[1:]],
         max_waiting=installation.max_waiting,
+        estimate=expected,
     )
     # If Redis is down the housekeeper sends the wake-up later.
     services.bell.ring(job_id)

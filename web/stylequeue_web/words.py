@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from stylequeue_shared.estimates import about
+
 HEADLINES: Mapping[str, str] = {
     "queued": "Waiting its turn",
     "running": "Painting …",
@@ -45,13 +47,21 @@ def headline(job: Mapping[str, Any]) -> str:
 def detail(job: Mapping[str, Any]) -> str:
     """Return what there is to add to the heading."""
     if job["state"] == "queued":
-        return _place(job["queue_position"])
+        parts = [_place(job["queue_position"]), _expected(job, " once it starts")]
+        return ", ".join(filter(None, parts))
     if job["state"] == "running" and not job["progress"]:
-        return "Getting ready"
+        return ", ".join(filter(None, ["Getting ready", _expected(job, " in all")]))
     if job["started_at"] and job["finished_at"]:
         took = instant(job["finished_at"]) - instant(job["started_at"])
         return f"in {duration(took.total_seconds())}"
     return ""
+
+
+def _expected(job: Mapping[str, Any], when: str) -> str:
+    """Return how long it is expected to take, until its first step tells better."""
+    if not job["estimate"] or job["progress"]:
+        return ""
+    return f"about {about(job['estimate']['seconds'])}{when}"
 
 
 def _place(position: int | None) -> str:

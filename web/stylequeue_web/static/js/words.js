@@ -7,12 +7,23 @@ export function headline(job) {
 }
 
 export function detail(job) {
-  if (job.state === "queued") return place(job.queue_position);
-  if (job.state === "running" && !job.progress) return "Getting ready";
+  if (job.state === "queued") return [place(job.queue_position), expected(job, " once it starts")].filter(Boolean).join(", ");
+  if (job.state === "running" && !job.progress) return ["Getting ready", expected(job, " in all")].filter(Boolean).join(", ");
   if (job.started_at && job.finished_at) {
     return `in ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`;
   }
   return "";
+}
+
+function expected(job, when) {
+  return job.estimate && !job.progress ? `about ${about(job.estimate.seconds)}${when}` : "";
+}
+
+function about(seconds) {
+  if (seconds < 10) return `${Math.max(1, Math.round(seconds))} s`;
+  if (seconds < 100) return `${5 * Math.round(seconds / 5)} s`;
+  if (seconds < 6000) return `${Math.round(seconds / 60)} min`;
+  return `${Math.round(seconds / 3600)} h`;
 }
 
 function place(position) {
