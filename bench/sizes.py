@@ -59,7 +59,7 @@ def measure(case: str, steps: int, given: dict[str, Any]) -> dict[str, Any]:
     size = int(side)
     job = complete_settings({"image_size": size, "seed": 1, **given}, styles=1)
     studio = Studio(Settings(device="cpu"))
-    content, style = (_square(name) for name in ("astronaut.png", "coffee.png"))
+    content, style = (square(name) for name in ("astronaut.png", "coffee.png"))
     seconds, began = [], time.perf_counter()
     for step in studio.paint(content, [style], job, int(budget or ENOUGH) * MB):
         seconds.append(time.perf_counter() - began)
@@ -86,7 +86,8 @@ def measure(case: str, steps: int, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _square(name: str) -> Image.Image:
+def square(name: str) -> Image.Image:
+    """Return the top left of a photograph that scikit-image ships."""
     with Image.open(SHIPPED / name) as image:
         side = min(image.size)
         return image.convert("RGB").crop((0, 0, side, side))

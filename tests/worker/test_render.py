@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_a_picture_is_painted_into_the_file_with_its_settings(
     assert (settings["steps"], settings["seed"]) == (6, 5)
     assert settings["style_layers"] == ["conv1_1", "conv1_2"]
     assert "6/6" in said
+    assert re.search(r"about \d+ (s|min) and \d\.\d GB", said)
     made = {path.name for path in tmp_path.iterdir()} - {"photo.jpg", "style.png"}
     assert made == {"out.png", *(f"out-00000{step}.png" for step in (2, 4, 6))}
     with Image.open(tmp_path / "out-000006.png") as same:

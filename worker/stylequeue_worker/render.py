@@ -86,6 +86,8 @@ def _paint(
     text = description(job, studio.made_with)
     console = Console(stderr=True)
     console.print(f"seed {job.seed}, on {studio.device_name}")
+    if expected := studio.estimate(content, styles, job):
+        console.print(str(expected))
     step = None
     try:
         with _bar(console) as bar:
