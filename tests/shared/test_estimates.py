@@ -20,7 +20,7 @@ from stylequeue_shared.estimates import (
     reading_operations,
 )
 from stylequeue_shared.job_settings import JobSettings, complete_settings
-from stylequeue_shared.plans import MB, Plan, peak_bytes, plan
+from stylequeue_shared.plans import HISTORY_AT_MOST, MB, Plan, peak_bytes, plan
 from stylequeue_shared.sizes import fit
 
 PHOTO, PAINTING = (3000, 2000), (800, 600)
@@ -91,7 +91,10 @@ def test_every_step_costs_its_operations_and_the_targets_are_read_once() -> None
 
 def test_the_history_is_read_as_it_grows_and_no_further_than_it_does() -> None:
     pixels = 256 * 171
-    for steps, pairs in ((10, sum(range(10))), (150, sum(range(100)) + 50 * 100)):
+    for steps, pairs in (
+        (10, sum(range(10))),
+        (150, sum(min(k, HISTORY_AT_MOST) for k in range(150))),
+    ):
         moved = steps * UPDATE_BYTES["lbfgs"] + pairs * HISTORY_BYTES
         job = settings(steps=steps)
         assert seconds(job, READS) == pytest.approx(moved * pixels / 1e9)
@@ -148,7 +151,10 @@ def test_steps_at_coarse_scales_are_cheap_and_each_begins_without_history() -> N
     )
     pixels = [fit(PHOTO, 1024)[0] // n * (fit(PHOTO, 1024)[1] // n) for n in (4, 2, 1)]
     moved = [
-        sum(UPDATE_BYTES["lbfgs"] + HISTORY_BYTES * min(k, 100) for k in range(steps))
+        sum(
+            UPDATE_BYTES["lbfgs"] + HISTORY_BYTES * min(k, HISTORY_AT_MOST)
+            for k in range(steps)
+        )
         for steps in (150, 100, 50)
     ]
     assert seconds(coarse, READS) * 1e9 == pytest.approx(
