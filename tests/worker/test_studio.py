@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from stylequeue_shared.estimates import Speed, estimate
 from stylequeue_shared.plans import MB
@@ -60,3 +61,21 @@ def test_painting_is_estimated_for_this_worker_s_budget_and_speed(
     )
     assert studio.estimate(content, [style], settings(image_size=8192)) is None
     assert len(measured) == 1
+
+
+def test_a_worker_without_memory_for_the_measurement_starts_and_estimates_nothing(
+    tmp_path, monkeypatch
+):
+    def fail(error):
+        def measure(*_, **__):
+            raise error
+
+        monkeypatch.setattr(studio_module, "measure", measure)
+        return Studio(Settings(home=tmp_path, device="cpu"))
+
+    studio = fail(torch.OutOfMemoryError("CUDA out of memory"))
+    assert studio.speed is None
+    picture = colourful(64, 48)
+    assert studio.estimate(picture, [picture], settings(image_size=64)) is None
+    with pytest.raises(RuntimeError, match="a defect"):
+        fail(RuntimeError("a defect")).speed  # noqa: B018

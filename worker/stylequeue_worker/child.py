@@ -40,7 +40,7 @@ class Child:
             studio.memory_bytes,
             studio.budget,
             studio.on_gpu,
-            **vars(studio.speed),
+            **(vars(studio.speed) if studio.speed else {}),
         )
         for watch in (self._beat, self._end_with_parent):
             threading.Thread(target=watch, daemon=True).start()

@@ -15,7 +15,7 @@ from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.plans import MB
 from stylequeue_shared.settings import Settings
 from stylequeue_worker.engine.network import build_network
-from stylequeue_worker.engine.transfer import Step, transfer
+from stylequeue_worker.engine.transfer import Step, ran_out_of_memory, transfer
 from stylequeue_worker.memory import keep_freed_memory, total_memory
 from stylequeue_worker.pictures import content_tensor, style_tensor, with_histogram_of
 from stylequeue_worker.speed import measure
@@ -58,9 +58,19 @@ class Studio:
         return self._device.type == "cuda"
 
     @cached_property
-    def speed(self) -> Speed:
-        """How fast it is; measured, for a second, when first asked for."""
-        return measure(self._network, fast_low=self._fast_low)
+    def speed(self) -> Speed | None:
+        """How fast it is; measured, for a second, when first asked for.
+
+        None when there was no memory for that: others may be on the GPU just now.
+        """
+        try:
+            return measure(self._network, fast_low=self._fast_low)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            return None
+        finally:
+            self.recover()
 
     def estimate(
         self,
@@ -68,7 +78,9 @@ class Studio:
         styles: Sequence[Image.Image],
         settings: JobSettings,
     ) -> Estimate | None:
-        """Return what painting will take, or None when there is no room for it."""
+        """Return what painting will take; None: unknown, or there is no room for it."""
+        if self.speed is None:
+            return None
         sizes = [style.size for style in styles]
         return estimate(
             settings, content.size, sizes, self.budget, self.speed, gpu=self.on_gpu
