@@ -126,6 +126,26 @@ def test_samples_become_a_picture_that_is_watched_compared_and_downloaded(
     expect(other.locator("#painted")).to_have_attribute("src", re.compile("/result"))
 
 
+def test_a_job_that_waits_says_how_long_it_will_take_with_and_without_scripts(
+    visitor: Visitor,
+) -> None:
+    page, second, plain = (
+        visitor().page,
+        visitor().page,
+        visitor(java_script_enabled=False).page,
+    )
+    submit(page, **LONG)
+    until(page, "running")
+    url = submit(second, **LONG)
+    expected = re.compile(r"^next in line, about \d+ (s|min|h) once it starts$")
+    expect(second.locator("#detail")).to_have_text(expected)
+    plain.goto(url)
+    said = second.locator("#detail").text_content()
+    assert plain.locator("#detail").text_content() == said
+    end(second)
+    end(page)
+
+
 def test_a_job_is_cancelled_retried_and_deleted(visitor: Visitor) -> None:
     page = visitor().page
     first = submit(page, **LONG)
