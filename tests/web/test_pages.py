@@ -347,3 +347,11 @@ def test_no_page_has_scripts_or_styles_of_its_own_or_of_others(
 )
 def test_durations_are_written_for_people(seconds: float | None, text: str) -> None:
     assert words.duration(seconds) == text
+
+
+def test_what_a_job_was_made_with_is_written_for_people() -> None:
+    assert words.fact("memory_bytes", 17_708_500_000) == ("memory", "17709 MB")
+    assert words.fact("bfloat16", True) == ("bfloat16", "yes")
+    plan = {"rows": 128, "held": 4, "half": False, "history": 50}
+    text = "rows 128, held 4, half no, history 50"
+    assert words.fact("plan", plan) == ("plan", text)

@@ -81,6 +81,7 @@ def job(job_id: str) -> ResponseReturnValue:
         content_url=f"/api/v1/jobs/{job_id}/content?size=512",
         settings_rows=_settings_rows(record["settings"]),
         terminal_states=TERMINAL,
+        fact=words.fact,
         duration=words.duration,
         moment=words.moment,
         vocabulary={"headlines": dict(words.HEADLINES), "faults": dict(words.FAULTS)},

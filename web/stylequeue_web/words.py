@@ -93,6 +93,17 @@ def moment(text: str) -> str:
     return f"{instant(text).astimezone(UTC):%d %b %Y, %H:%M} UTC"
 
 
+def fact(name: str, found: Any) -> tuple[str, str]:
+    """Write what a job was made with, name and value, as words.js does."""
+    label = name.removesuffix("_bytes").replace("_", " ")
+    if name.endswith("_bytes") and found is not None:
+        return label, f"{int(found / 1e6 + 0.5)} MB"
+    if isinstance(found, Mapping):
+        parts = (" ".join(fact(part, one)) for part, one in found.items())
+        return label, ", ".join(parts)
+    return label, value(found)
+
+
 def value(setting: Any, unit: str = "") -> str:
     """Write the value of a setting."""
     if setting is None:

@@ -3,7 +3,7 @@
 import { drawLosses } from "./chart.js";
 import { watch } from "./poll.js";
 import { Stage } from "./stage.js";
-import { detail, duration, faults, headline } from "./words.js";
+import { detail, duration, fact, faults, headline } from "./words.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
 const find = (id) => document.querySelector(`#${id}`);
@@ -100,13 +100,16 @@ function drawMadeWith(entries) {
   const list = find("made-with").querySelector("dl");
   const rows = Object.entries(entries);
   find("made-with").hidden = !rows.length;
-  if (list.children.length === rows.length) return;
+  const shown = JSON.stringify(entries);
+  if (list.dataset.shown === shown) return;
+  list.dataset.shown = shown;
   list.replaceChildren(
     ...rows.map(([name, value]) => {
       const row = document.createElement("div");
       const [term, given] = [document.createElement("dt"), document.createElement("dd")];
-      term.textContent = name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
-      given.textContent = value;
+      const [label, text] = fact(name, value);
+      term.textContent = label[0].toUpperCase() + label.slice(1);
+      given.textContent = text;
       row.append(term, given);
       return row;
     }),

@@ -38,3 +38,15 @@ export function duration(seconds) {
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
+
+// What a job was made with: its name and its value, as words.py writes them.
+export function fact(name, found) {
+  const label = name.replace(/_bytes$/, "").replaceAll("_", " ");
+  if (found === null) return [label, "–"];
+  if (typeof found === "boolean") return [label, found ? "yes" : "no"];
+  if (name.endsWith("_bytes")) return [label, `${Math.round(found / 1e6)} MB`];
+  if (typeof found === "object") {
+    return [label, Object.entries(found).map(([part, one]) => fact(part, one).join(" ")).join(", ")];
+  }
+  return [label, String(found)];
+}
