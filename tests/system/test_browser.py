@@ -209,7 +209,7 @@ def test_a_preset_writes_its_values_and_leaves_the_others(visitor: Visitor) -> N
     page = visitor().page
     page.goto("/")
     size, steps = page.locator("[name=image_size]"), page.locator("[name=steps]")
-    expect(steps).to_have_value("200")
+    expect(steps).to_have_value("150")
     size.fill("96")
     page.get_by_text("Gatys").click()
     expect(steps).to_have_value("700")
