@@ -185,7 +185,8 @@ class Attempt:
         if plan is None or plan == self._plan:
             return
         if self._plan is not None:
-            log.warning("plan_changed", before=vars(self._plan), after=vars(plan))
+            # At a new scale, or because memory ran out.
+            log.info("plan_changed", before=vars(self._plan), after=vars(plan))
         self._plan = plan
         self._made_with["plan"] = vars(plan)
         self._describe()

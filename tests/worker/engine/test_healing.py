@@ -17,7 +17,12 @@ from stylequeue_shared.plans import (
 from stylequeue_worker.engine import watch
 from stylequeue_worker.engine.bands import Forward
 from stylequeue_worker.engine.objective import Losses, Objective
-from stylequeue_worker.engine.optimizers import FIRST_RADIUS, SHRINKAGE
+from stylequeue_worker.engine.optimizers import (
+    FIRST_RADIUS,
+    LBFGS,
+    SHRINKAGE,
+    Adam,
+)
 from stylequeue_worker.engine.transfer import ran_out_of_memory, transfer
 from tests.worker.engine.tiny import picture, settings, tiny_network
 
@@ -210,6 +215,10 @@ OUT_OF_MEMORY = {
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
         "allocate memory: you tried to allocate 67108864 bytes. Error code 12"
     ),
+    "cublas": RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    ),
+    "c++": RuntimeError("std::bad_alloc"),
 }
 
 
@@ -269,6 +278,31 @@ def test_the_history_is_shortened_while_it_is_in_use(network, monkeypatch):
     assert steps[13][1] > 10
     assert [kept for _, kept in steps[14:]] == [HISTORY_AT_LEAST] * 6
     assert steps[-1][0].loss < steps[13][0].loss
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("optimizer", [LBFGS, Adam])
+@pytest.mark.usefixtures("small_bands")
+def test_memory_that_runs_out_in_an_update_costs_no_step(
+    network, monkeypatch, error, optimizer
+):
+    update, numbers = optimizer.step, []
+
+    def changed(self, *given):
+        numbers.append(len(numbers) + 1)
+        if numbers[-1] == 8:
+            # Half of it is done: what it remembers is no longer of use.
+            update(self, *given)
+            raise OUT_OF_MEMORY[error]
+        return update(self, *given)
+
+    monkeypatch.setattr(optimizer, "step", changed)
+    job = {"steps": 20, "optimizer": optimizer.__name__.lower()}
+    steps = list(run(network, job))
+    assert [step.number for step in steps] == list(range(1, 21))
+    assert steps[6].plan.held == 3
+    assert steps[7].plan.held == 1
+    assert steps[-1].loss < steps[7].loss
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)

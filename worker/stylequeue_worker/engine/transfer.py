@@ -194,11 +194,6 @@ class Run:
             times //= 2
         return _shrunk(picture, times)
 
-    def _smaller(self) -> Plan | None:
-        assert self._phase is not None
-        size = _shrunk_size(self._size, self._phase.shrunk)
-        return smaller(self._settings, size, self._plan)
-
     def _planned(self, size: tuple[int, int]) -> Plan:
         on_gpu = self._network.device.type == "cuda"
         found = plan(self._settings, size, self._budget, gpu=on_gpu)
@@ -224,9 +219,7 @@ class Run:
         style, content, tv = numbers[:3]
         if self._watch.is_well(number, numbers):
             self._watch.see(self._picture, (style, content, tv))
-            self._picture = self._optimizer.step(
-                self._picture, gradient, style + content + tv
-            )
+            self._picture = self._moved(gradient, style + content + tv)
             back = self._watch.has_stalled()
         else:
             style, content, tv = self._watch.losses
@@ -262,8 +255,8 @@ class Run:
     def _stop_reason(self, number: int) -> str | None:
         if number == self._settings.steps:
             return "completed"
-        at_last_scale = self._phase is self._phases[-1]
-        if self._settings.stop_when_flat and at_last_scale and self._watch.is_flat:
+        in_last_phase = self._phase is self._phases[-1]
+        if self._settings.stop_when_flat and in_last_phase and self._watch.is_flat:
             return "flat"
         return None
 
@@ -276,24 +269,51 @@ class Run:
                     self._objective = self._built_objective()
                 return self._objective.gradient(self._picture)
             except (MemoryError, RuntimeError) as error:
-                found = self._smaller()
-                if not ran_out_of_memory(error) or found is None:
-                    raise
+                found = self._smaller_after(error)
             # Outside of the handler, which holds on to the frames of the error.
-            self._plan = found
-            self._optimizer.shorten(found.history)
-            if self._objective is not None:
-                self._objective.spend(found)
-            if self._network.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._spend(found)
+
+    def _moved(self, gradient: Tensor, loss: float) -> Tensor:
+        """Return the next picture; where memory runs out, with a smaller plan."""
+        while True:
+            assert self._picture is not None
+            try:
+                return self._optimizer.step(self._picture, gradient, loss)
+            except (MemoryError, RuntimeError) as error:
+                found = self._smaller_after(error)
+            self._spend(found)
+            # It may have stopped half way through what it remembers.
+            self._optimizer.restart()
+
+    def _smaller_after(self, error: Exception) -> Plan:
+        """Return the plan to go on with. Raises `error` if that is of no help."""
+        assert self._phase is not None
+        size = _shrunk_size(self._size, self._phase.shrunk)
+        found = smaller(self._settings, size, self._plan)
+        if not ran_out_of_memory(error) or found is None:
+            raise error
+        return found
+
+    def _spend(self, found: Plan) -> None:
+        """Work with a smaller plan from now on."""
+        self._plan = found
+        self._optimizer.shorten(found.history)
+        if self._objective is not None:
+            self._objective.spend(found)
+        if self._network.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+# How torch says it where it has no type of its own for it: on CPUs, in the libraries
+# for NVIDIA's cards, and where C++ itself ran out.
+OUT_OF_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED", "std::bad_alloc")
 
 
 def ran_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that there was no memory."""
-    # The text is how torch says it on CPUs.
-    return isinstance(
-        error, MemoryError | torch.OutOfMemoryError
-    ) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        text in str(error) for text in OUT_OF_MEMORY
+    )
 
 
 def first_picture(
