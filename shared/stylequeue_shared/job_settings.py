@@ -57,6 +57,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
+PRESET_MEANINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "classic": "The textbook's way, step by step.",
+        "quick": "The same aim by the fastest road: coarse structure first, "
+        "and the first steps at half the precision.",
+        "gatys": "Reads the layers of Gatys et al. (2016): deeper, so that the style "
+        "may bend shapes.",
+        "print": "For large pictures: coarse to fine, so that strokes stay wide.",
+    }
+)
+
 
 class JobSettings(BaseModel):
     """All settings of one job, complete and immutable."""

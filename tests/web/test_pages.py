@@ -1,5 +1,6 @@
 import re
 from collections.abc import Iterator
+from html import unescape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from werkzeug.test import TestResponse
 from stylequeue_shared import jobs
 from stylequeue_shared.database import Database
 from stylequeue_shared.errors import MachineError
+from stylequeue_shared.job_settings import PRESET_MEANINGS, PRESETS
 from stylequeue_shared.jobs import Claim, Progress, Result
 from stylequeue_shared.migrate import migrate
 from stylequeue_shared.models import Job
@@ -107,6 +109,14 @@ def test_the_form_offers_samples_presets_and_every_setting(
         assert f'name="{name}"' in page
     assert "Chelsea the cat" in page
     assert re.search(r'<input checked[^>]*value="quick"', page)
+
+
+def test_the_form_says_what_each_preset_does(client: FlaskClient) -> None:
+    page = unescape(client.get("/").text)
+    assert PRESET_MEANINGS.keys() == PRESETS.keys()
+    for name, meaning in PRESET_MEANINGS.items():
+        assert re.search(f'value="{name}"', page)
+        assert meaning in page
 
 
 def test_pictures_must_be_chosen(client: FlaskClient) -> None:

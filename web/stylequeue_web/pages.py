@@ -22,7 +22,7 @@ from werkzeug.datastructures import FileStorage
 
 from stylequeue_shared import images, jobs
 from stylequeue_shared.errors import NotFound, UserError
-from stylequeue_shared.job_settings import MAX_STYLES, PRESETS
+from stylequeue_shared.job_settings import MAX_STYLES, PRESET_MEANINGS, PRESETS
 from stylequeue_shared.models import TERMINAL, JobState
 from stylequeue_web import forms, records, words
 from stylequeue_web.samples import sample_bytes, samples
@@ -162,6 +162,7 @@ def _form_page(form: forms.PictureForm, source: str | None = None) -> str:
         source=source,
         schema=forms.SCHEMA,
         presets={name: forms.preset_values(name) for name in PRESETS},
+        meanings=PRESET_MEANINGS,
         content_samples=[one for one in samples() if one.kind == "content"],
         style_samples=[one for one in samples() if one.kind == "style"],
         limits={"styles": MAX_STYLES, "megabytes": settings.max_file_mb},
