@@ -36,6 +36,7 @@ class Fake:
 
     made_with: Mapping[str, Any] = {"stylequeue": "1.2", "weights": "abc", "threads": 2}
     budget: int | None = 10**9
+    on_gpu = False
 
     def __init__(self) -> None:
         self.at: dict[int, Callable[[], object]] = {}
@@ -291,7 +292,7 @@ def test_a_request_to_cancel_is_seen_within_a_second(bench: Bench) -> None:
     bench.runner.run_next()
     assert bench.row(job).state == "cancelled"
     assert time.monotonic() - begun < 5
-    assert len(bench.engine.painted) < 200
+    assert len(bench.engine.painted) < 500
 
 
 def test_a_request_is_heard_during_a_long_step(bench: Bench) -> None:
@@ -546,6 +547,41 @@ def test_a_snapshot_that_cannot_be_stored_is_dropped(bench: Bench) -> None:
     bench.runner.run_next()
     assert bench.row(job).state == "succeeded"
     assert bench.snapshots(job) == []
+
+
+def test_on_a_gpu_steps_go_on_while_a_snapshot_is_stored(bench: Bench) -> None:
+    stored = threading.Event()
+
+    def hold_up(key: str) -> bool:
+        if "snapshot" in key:
+            assert stored.wait(10)
+        return False
+
+    bench.engine.on_gpu = True
+    bench.store.refuses = hold_up
+    # Before the second snapshot, which waits for the first.
+    bench.engine.at[4] = stored.set
+    job = bench.submit(steps=7, snapshot_every=2)
+    bench.runner.run_next()
+    assert bench.row(job).state == "succeeded"
+    assert [shot.step for shot in bench.snapshots(job)] == [2, 4, 6]
+
+
+def test_on_a_gpu_a_snapshot_of_a_lost_job_ends_the_attempt(bench: Bench) -> None:
+    def lose(key: str) -> bool:
+        if "snapshot" in key:
+            with bench.database.write() as connection:
+                connection.execute(update(Job).values(attempt=99))
+        return False
+
+    bench.engine.on_gpu = True
+    bench.store.refuses = lose
+    bench.engine.step_seconds = 0.05
+    job = bench.submit(steps=500, snapshot_every=5)
+    bench.runner.run_next()
+    assert bench.row(job).state == "running"
+    assert bench.snapshots(job) == []
+    assert len(bench.engine.painted) < 50
 
 
 def test_a_result_that_cannot_be_stored_fails_the_job(bench: Bench) -> None:

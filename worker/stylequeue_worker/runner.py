@@ -30,6 +30,7 @@ from stylequeue_shared.plans import Plan
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
 from stylequeue_worker import pictures
+from stylequeue_worker.beside import Beside, host_copy
 from stylequeue_worker.draining import Draining
 from stylequeue_worker.engine.transfer import Step, ran_out_of_memory
 from stylequeue_worker.lease import Lease
@@ -51,6 +52,10 @@ class Painter(Protocol):
     made_with: Mapping[str, Any]
     # Bytes of memory that a job may take; None: unknown.
     budget: int | None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether steps leave the processor free for other work."""
 
     def paint(
         self,
@@ -141,7 +146,9 @@ class Attempt:
     def run(self) -> None:
         """Paint, and end the job one way or another. Raises LeaseLost."""
         try:
-            event, end = self._paint()
+            with Beside(in_thread=self._painter.on_gpu) as beside:
+                event, end = self._paint(beside)
+                beside.wait()
         except LeaseLost:
             raise
         except StyleQueueError as error:
@@ -150,7 +157,7 @@ class Attempt:
             event, end = self._failed(_explained(error))
         self._land(event, end)
 
-    def _paint(self) -> tuple[str, End]:
+    def _paint(self, beside: Beside) -> tuple[str, End]:
         """Return how the job ends, and the change that says so."""
         keep_alpha = self._settings.keep_alpha
         content = self._decode(self._held.content_sha, keep_alpha=keep_alpha)
@@ -166,11 +173,13 @@ class Attempt:
             if self._lease.requested == "cancel":
                 return "job_cancelled", jobs.cancel_running
             if step.stop_reason is not None:
+                beside.wait()
                 return self._finish(step, progress, content)
             if self._draining.started:
                 return "job_handed_back", jobs.hand_back
             if step.number % self._settings.snapshot_every == 0:
-                self._save_snapshot(step, progress, content)
+                image = host_copy(step.image)
+                beside.do(partial(self._save_snapshot, image, progress, content))
         raise OurError(f"The engine ended before step {self._settings.steps}.")
 
     def _decode(self, sha256: str, *, keep_alpha: bool = False) -> Image.Image:
@@ -198,18 +207,21 @@ class Attempt:
             log.warning("description_not_written", error=str(error))
 
     def _save_snapshot(
-        self, step: Step, progress: jobs.Progress, content: Image.Image
+        self,
+        image: Callable[[], torch.Tensor],
+        progress: jobs.Progress,
+        content: Image.Image,
     ) -> None:
         """Store the picture, then name it. A preview may be dropped, so this may."""
-        key = snapshot_key(self._held.job_id, self._held.attempt, step.number)
+        key = snapshot_key(self._held.job_id, self._held.attempt, progress.step)
         try:
-            picture = pictures.finish(step.image, content, self._settings)
+            picture = pictures.finish(image(), content, self._settings)
             self._put(key, images.encode_png(picture, self._text()), picture)
             self._lease.write(partial(_add_snapshot, key, progress))
         except LeaseLost:
             raise
         except (*OUTAGE, OSError, MachineError) as error:
-            log.warning("snapshot_dropped", step=step.number, error=str(error))
+            log.warning("snapshot_dropped", step=progress.step, error=str(error))
         else:
             log.info("snapshot_saved", **vars(progress))
 
@@ -224,7 +236,7 @@ class Attempt:
                 # The last snapshot is the result: one file, named twice.
                 self._name_last_snapshot(key, progress)
             else:
-                self._save_snapshot(step, progress, content)
+                self._save_snapshot(lambda: step.image, progress, content)
         result = jobs.Result(key, picture.width, picture.height)
         reason = step.stop_reason or "completed"
         return "job_succeeded", partial(_succeed, progress, result, reason)

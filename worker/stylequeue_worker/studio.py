@@ -146,6 +146,11 @@ def _make_fast_and_repeatable(device: torch.device) -> None:
         torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
         # Where there is no such algorithm it warns and goes on.
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # That has every new tensor filled first: a pass over memory for nothing, since
+        # all of each is written before it is read.
+        # torch's stubs do not know it either.
+        deterministic: Any = torch.utils.deterministic
+        deterministic.fill_uninitialized_memory = False
 
 
 def _device_name(device: torch.device) -> str:
