@@ -14,17 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
 
 from bench.machine import describe, report
 from stylequeue_shared.images import encode_png
 from stylequeue_shared.job_settings import JobSettings, complete_settings
+from stylequeue_shared.settings import Settings
 from stylequeue_worker.calibration import photographs
-from stylequeue_worker.engine.network import build_network
-from stylequeue_worker.engine.transfer import Step, transfer
-from stylequeue_worker.pictures import content_tensor, finish, style_tensor
-from stylequeue_worker.weights import load_weights
+from stylequeue_worker.engine.transfer import Step
+from stylequeue_worker.pictures import description, finish
+from stylequeue_worker.studio import Studio
 
 SHIPPED = photographs()[0].parent
 EVERY = 50
@@ -39,20 +38,16 @@ def main() -> None:
         styles=1,
     )
     content, style = _read(given.content), _read(given.style)
-    weights = load_weights(given.weights)
-    network = build_network(weights, torch.device(given.device))
-    photo = content_tensor(content, settings)
-    height, width = photo.shape[-2:]
-    painting = style_tensor(style, settings, (width, height))
+    studio = Studio(Settings(device=given.device, weights=given.weights))
     print(f"{settings.preset}: {given.content.name} as {given.style.name}", flush=True)
     rows = []
     began, step = time.perf_counter(), None
-    for step in transfer(network, photo, [painting], settings):
+    for step in studio.paint(content, [style], settings):
         if step.number == 1 or step.number % EVERY == 0:
             rows.append(_row(step, time.perf_counter() - began))
             print(rows[-1], flush=True)
     assert step is not None
-    text = {"settings": settings.model_dump_json(), "weights": weights.digest}
+    text = description(settings, studio.made_with)
     given.out.write_bytes(encode_png(finish(step.image, content, settings), text))
     print(f"saved {given.out}")
     report("classic", rows, {**machine, "job": _identity(settings, given)})
