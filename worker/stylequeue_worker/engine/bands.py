@@ -34,8 +34,10 @@ class Pooling(Protocol):
         """Return the pooled features before `layer`, not yet through their ReLU."""
         ...
 
-    def backward(self, gradient: Tensor, features: Tensor, layer: str) -> Tensor:
-        """Return the gradient at the features before their ReLU."""
+    def backward(
+        self, gradient: Tensor, features: Tensor, layer: str, out: Tensor
+    ) -> None:
+        """Write the gradient at the features before their ReLU."""
         ...
 
 
@@ -46,16 +48,18 @@ class MaxPooling:
         """Return the pooled features; the largest of four commutes with ReLU."""
         return F.max_pool2d(features, 2)
 
-    def backward(self, gradient: Tensor, features: Tensor, layer: str) -> Tensor:
-        """Return the gradient, all of it at the largest of four."""
+    def backward(
+        self, gradient: Tensor, features: Tensor, layer: str, out: Tensor
+    ) -> None:
+        """Write the gradient, all of it at the largest of four."""
         # The places are eight bytes each: finding them again is cheaper than memory.
         largest, places = F.max_pool2d(features, 2, return_indices=True)
         # Here the ReLU has a quarter of the places to look at.
-        gradient = through_relu(gradient, largest)
-        back: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
-            gradient, features, [2, 2], [2, 2], [0, 0], [1, 1], False, places
+        through_relu(gradient, largest, out=gradient)
+        torch.ops.aten.max_pool2d_with_indices_backward.grad_input(
+            *(gradient, features, [2, 2], [2, 2], [0, 0], [1, 1], False, places),
+            grad_input=out,
         )
-        return back
 
 
 class AveragePooling:
@@ -68,13 +72,16 @@ class AveragePooling:
         """Return the scaled mean of four after ReLU."""
         return F.avg_pool2d(F.relu(features), 2) * MEANS_TO_MAXIMA[layer]
 
-    def backward(self, gradient: Tensor, features: Tensor, layer: str) -> Tensor:
-        """Return the gradient, a scaled quarter of it at each of four."""
+    def backward(
+        self, gradient: Tensor, features: Tensor, layer: str, out: Tensor
+    ) -> None:
+        """Write the gradient, a scaled quarter of it at each of four."""
         scaled = gradient * MEANS_TO_MAXIMA[layer]
-        back: Tensor = torch.ops.aten.avg_pool2d_backward(
-            scaled, features, [2, 2], [2, 2], [0, 0], False, True, None
+        torch.ops.aten.avg_pool2d_backward.grad_input(
+            *(scaled, features, [2, 2], [2, 2], [0, 0], False, True, None),
+            grad_input=out,
         )
-        return through_relu(back, features)
+        through_relu(out, features, out=out)
 
 
 POOLINGS: dict[str, Pooling] = {"max": MaxPooling(), "average": AveragePooling()}
@@ -183,68 +190,65 @@ class Backward:
         """Return the gradient at the picture's rows of the band above the last one."""
         back: Tensor | None = None
         for index in reversed(range(len(self._layers))):
-            layer, found = self._layers[index], features[index]
-            parts = [] if back is None else [back]
-            if found.numel():
-                parts += self._pulls(layer, found, pull)
-            back = self._convolved(index, found, parts, number)
-            if layer.pooled:
-                back = self._unpooled(back, features[index - 1], layer.name)
-            elif index:
-                back = through_relu(back, features[index - 1])
+            padded, inside = self._room(index, features[index], number)
+            # Nothing is written twice: it comes to lie where the padding is.
+            self._take_through(index, back, features[index], inside)
+            if inside.numel():
+                self._add_pulls(self._layers[index], features[index], pull, inside)
+            back = self._convolved(index, padded, number)
         assert back is not None
         return back
 
-    def _pulls(self, layer: Layer, features: Tensor, pull: Pull) -> list[Tensor]:
-        """Return what the losses add to the gradient at what a convolution gives."""
-        at_relu, at_conv = pull(layer.relu, features), pull(layer.name, features)
-        if at_relu is not None:
-            at_relu = through_relu(at_relu, features)
-        return [part for part in (at_conv, at_relu) if part is not None]
+    def _room(self, index: int, features: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Return rows for the gradient at what a convolution gives, and their middle.
 
-    def _unpooled(self, gradient: Tensor, features: Tensor, layer: str) -> Tensor:
-        if not gradient.shape[-2]:
-            return torch.zeros_like(features)
-        return self._pooling.backward(gradient, features, layer)
-
-    def _convolved(
-        self, index: int, features: Tensor, parts: Sequence[Tensor], number: int
-    ) -> Tensor:
-        """Return the gradient at what a convolution reads.
-
-        That at what it gives is the sum of `parts`, each of the features' shape.
+        Around the middle, which is of the features' shape, are the rows remembered
+        from the band below, and zeros where the picture ends.
         """
-        layer, after = self._layers[index], self._bands.after[index]
-        before, head = self._bands.before[index], self._heads[index]
+        layer, head = self._layers[index], self._heads[index]
         if head is None:
             head = _zeros(1, features, layer.turned)
-        above, height = int(before[number] == 0), features.shape[-2]
+        above, height = int(self._bands.before[index][number] == 0), features.shape[-2]
         padded = _empty(above + height + head.shape[-2], features, layer.turned)
         padded[..., :above, :] = 0
-        # The sum has to be written somewhere: it is written where the padding is.
-        _sum_into(padded[..., above : above + height, :], parts)
         padded[..., above + height :, :] = head
-        start = before[number] - 1 - after[number] + above
+        return padded, padded[..., above : above + height, :]
+
+    def _take_through(
+        self, index: int, back: Tensor | None, features: Tensor, out: Tensor
+    ) -> None:
+        """Write the gradient at what a convolution gives, from that at its next one."""
+        if back is None or not back.numel():
+            out.zero_()
+        elif (following := self._layers[index + 1]).pooled:
+            self._pooling.backward(back, features, following.name, out)
+        else:
+            through_relu(back, features, out=out)
+
+    def _add_pulls(
+        self, layer: Layer, features: Tensor, pull: Pull, out: Tensor
+    ) -> None:
+        """Add what the losses want of what a convolution gives."""
+        at_conv, at_relu = pull(layer.name, features), pull(layer.relu, features)
+        if at_conv is not None:
+            out.add_(at_conv)
+        if at_relu is not None:
+            out.add_(through_relu(at_relu, features, out=at_relu))
+
+    def _convolved(self, index: int, padded: Tensor, number: int) -> Tensor:
+        """Return the gradient at what a convolution reads; remember what is needed."""
+        after, before = self._bands.after[index], self._bands.before[index]
+        start = before[number] - 1 - after[number] + int(before[number] == 0)
         self._heads[index] = padded[..., : start + 2, :].clone()
         count = before[number + 1] - before[number]
-        return _convolve(padded[..., start : start + count + 2, :], layer.turned)
+        rows = padded[..., start : start + count + 2, :]
+        return _convolve(rows, self._layers[index].turned)
 
 
-def through_relu(gradient: Tensor, features: Tensor) -> Tensor:
-    """Return the gradient before a ReLU, given that after it."""
-    back: Tensor = torch.ops.aten.threshold_backward(gradient, features, 0)
-    return back
-
-
-def _sum_into(out: Tensor, parts: Sequence[Tensor]) -> None:
-    if not parts:
-        out.zero_()
-    elif len(parts) == 1:
-        out.copy_(parts[0])
-    else:
-        torch.add(parts[0], parts[1], out=out)
-        for part in parts[2:]:
-            out.add_(part)
+def through_relu(gradient: Tensor, features: Tensor, out: Tensor) -> Tensor:
+    """Write the gradient before a ReLU, given that after it, to `out`; return that."""
+    torch.ops.aten.threshold_backward.grad_input(gradient, features, 0, grad_input=out)
+    return out
 
 
 def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
