@@ -21,7 +21,7 @@ HISTORY_AT_MOST, HISTORY_AT_LEAST = 50, 5
 PICTURE = 12
 PAIR = 2 * PICTURE
 # Fitted by bench/sizes.py: see docs/performance.md.
-PROCESS = 850 * MB
+PROCESS = 720 * MB
 # Pictures that an optimiser holds while the objective is evaluated, and at most.
 HOLDS = {"lbfgs": 6 * PICTURE, "adam": 5 * PICTURE}
 UPDATES = {"lbfgs": 9 * PICTURE, "adam": 10 * PICTURE}
@@ -47,6 +47,10 @@ class Plan:
     held: int
     half: bool
     history: int
+
+    def holds_all(self, height: int) -> bool:
+        """Whether all bands of a picture that high are held, and none is read again."""
+        return self.held * self.rows >= height
 
 
 def plan(

@@ -15,6 +15,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST = -1, -3, 2**31 - 1
 MMAP_BYTES = 2**25
 
 
+def _glibc() -> ctypes.CDLL | None:
+    found = ctypes.CDLL(None)
+    has_both = hasattr(found, "mallopt") and hasattr(found, "malloc_trim")
+    return found if has_both else None
+
+
+_LIBC = _glibc()
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory of up to 32 MB a piece for the next tensor.
 
@@ -22,12 +31,17 @@ def keep_freed_memory() -> None:
     measured to cost a third of a step's time. Pictures above that size, which alone
     could fragment the heap, are still given back. Elsewhere than with glibc: nothing.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+    if _LIBC is not None:
         # What reading the weights took, which is more than any job's bands.
-        libc.malloc_trim(0)
-        libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
-        libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
+        _LIBC.malloc_trim(0)
+        _LIBC.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+        _LIBC.mallopt(M_TRIM_THRESHOLD, LARGEST)
+
+
+def give_back_freed_memory() -> None:
+    """Give all that is freed back to the system; touching it anew takes time."""
+    if _LIBC is not None:
+        _LIBC.malloc_trim(0)
 
 
 def total_memory() -> int | None:

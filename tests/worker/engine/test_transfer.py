@@ -5,9 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from stylequeue_shared import plans
 from stylequeue_shared.errors import NumericalError
 from stylequeue_shared.job_settings import complete_settings
+from stylequeue_shared.plans import Plan, peak_bytes
 from stylequeue_web.samples import sample_bytes, samples
+from stylequeue_worker.engine import transfer as transfers
 from stylequeue_worker.engine.bands import Forward
 from stylequeue_worker.engine.network import build_network
 from stylequeue_worker.engine.objective import Objective
@@ -205,3 +208,20 @@ def test_quick_approaches_whatever_style(name):
 def sample(name):
     with Image.open(io.BytesIO(sample_bytes(name)[0])) as image:
         return image.convert("RGB")
+
+
+def test_a_run_that_holds_few_bands_gives_memory_back_before_each_update(
+    network, monkeypatch
+):
+    monkeypatch.setattr(plans, "BAND_PIXELS", 512)
+    given_back = []
+    monkeypatch.setattr(
+        transfers, "give_back_freed_memory", lambda: given_back.append(1)
+    )
+    job = settings(steps=3)
+    list(transfer(network, CONTENT, [STYLE], job))
+    assert given_back == []
+    few = peak_bytes(job, (32, 40), Plan(16, 1, False, 5))
+    steps = list(transfer(network, CONTENT, [STYLE], job, budget=few))
+    assert steps[0].plan.held == 1
+    assert given_back == [1, 1, 1]

@@ -16,6 +16,7 @@ from stylequeue_worker.engine.objective import Losses, Objective
 from stylequeue_worker.engine.optimizers import Optimizer, build_optimizer
 from stylequeue_worker.engine.state import DAMAGE, State
 from stylequeue_worker.engine.watch import Watch
+from stylequeue_worker.memory import give_back_freed_memory
 
 PICTURE, OPTIMIZER, WATCH = "picture", "optimizer.", "watch."
 
@@ -267,11 +268,15 @@ class Run:
             try:
                 if self._objective is None:
                     self._objective = self._built_objective()
-                return self._objective.gradient(self._picture)
+                found = self._objective.gradient(self._picture)
+                if not self._plan.holds_all(self._picture.shape[-2]):
+                    # The update needs the room: the budget is for one of both.
+                    give_back_freed_memory()
+                return found
             except (MemoryError, RuntimeError) as error:
-                found = self._smaller_after(error)
+                fewer = self._smaller_after(error)
             # Outside of the handler, which holds on to the frames of the error.
-            self._spend(found)
+            self._spend(fewer)
 
     def _moved(self, gradient: Tensor, loss: float) -> Tensor:
         """Return the next picture; where memory runs out, with a smaller plan."""
@@ -280,8 +285,8 @@ class Run:
             try:
                 return self._optimizer.step(self._picture, gradient, loss)
             except (MemoryError, RuntimeError) as error:
-                found = self._smaller_after(error)
-            self._spend(found)
+                fewer = self._smaller_after(error)
+            self._spend(fewer)
             # It may have stopped half way through what it remembers.
             self._optimizer.restart()
 
