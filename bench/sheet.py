@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--content", type=Path, default=SHIPPED / "chelsea.png")
     parser.add_argument("--style", type=Path, default=SHIPPED / "ihc.png")
-    parser.add_argument("--second", type=Path, default=SHIPPED / "rocket.jpg")
+    parser.add_argument("--second", type=Path, default=SHIPPED / "coffee.png")
     parser.add_argument("--large", type=int, default=768, help="size of `print`")
     parser.add_argument("--out", type=Path, default=Path("sheet.jpg"))
     given = parser.parse_args()
