@@ -211,7 +211,7 @@ def test_a_preset_writes_its_values_and_leaves_the_others(visitor: Visitor) -> N
     size, steps = page.locator("[name=image_size]"), page.locator("[name=steps]")
     expect(steps).to_have_value("150")
     size.fill("96")
-    page.get_by_text("Gatys").click()
+    page.get_by_text("Gatys", exact=True).click()
     expect(steps).to_have_value("700")
     expect(size).to_have_value("96")
     checked = page.locator("[name=content_layers]:checked")
