@@ -12,14 +12,19 @@ from hypothesis import settings as examples
 from hypothesis import strategies as any_of
 
 from stylequeue_shared import plans
-from stylequeue_shared.errors import BadState, NumericalError, StyleQueueError
+from stylequeue_shared.errors import (
+    BadState,
+    NotFound,
+    NumericalError,
+    StyleQueueError,
+)
 from stylequeue_shared.plans import Plan
 from stylequeue_worker.engine import state as states
 from stylequeue_worker.engine import watch
 from stylequeue_worker.engine.objective import Objective
-from stylequeue_worker.engine.state import State, decode, encode
+from stylequeue_worker.engine.state import State
 from stylequeue_worker.engine.transfer import Run, transfer
-from tests.worker.engine.tiny import picture, settings, tiny_network
+from tests.worker.engine.tiny import loaded, picture, saved, settings, tiny_network
 
 CONTENT, STYLE = picture(40, 32, 1), picture(32, 48, 2)
 
@@ -43,7 +48,7 @@ def state_after(network, job, number):
 def test_a_run_goes_on_from_its_state_bit_for_bit(network, optimizer, number):
     job = settings(optimizer=optimizer, steps=30, init="noise")
     undisturbed = list(run(network, job))
-    read = decode(encode(state_after(network, job, number)))
+    read = loaded(saved(state_after(network, job, number)))
     assert read.step == number
     resumed = list(run(network, job, read))
     assert [step.number for step in resumed] == list(range(number + 1, 31))
@@ -72,9 +77,9 @@ def test_taking_states_changes_nothing_and_none_changes_later(network, optimizer
 def test_a_run_may_go_on_more_than_once_and_from_a_run_that_went_on(network):
     job = settings(steps=20)
     last = list(run(network, job))[-1].image
-    first = decode(encode(state_after(network, job, 5)))
+    first = loaded(saved(state_after(network, job, 5)))
     *_, step = itertools.islice(run(network, job, first), 6)
-    second = decode(encode(step.state()))
+    second = loaded(saved(step.state()))
     assert second.step == 11
     for state in (first, second, first):
         assert torch.equal(list(run(network, job, state))[-1].image, last)
@@ -103,15 +108,59 @@ def test_a_state_of_another_size_or_optimizer_is_refused(network):
 
 
 def _written(network):
-    return encode(state_after(network, settings(steps=5), 3))
+    return saved(state_after(network, settings(steps=5), 3))
 
 
 def test_what_is_no_state_is_refused(network):
-    written = _written(network)
+    record, parts = _written(network)
     other = safetensors.torch.save({"picture": CONTENT})
-    for data in (b"", b"abc", written[:-1], written[:20], pickle.dumps({}), other):
+    for data in (b"", b"abc", record[:-1], record[:20], pickle.dumps({}), other):
         with pytest.raises(BadState, match="not a saved state"):
-            decode(data)
+            loaded((data, parts))
+    for name, part in parts.items():
+        for data in (b"", part[:-1], pickle.dumps({}), other):
+            with pytest.raises(BadState, match="not a saved state"):
+                loaded((record, {**parts, name: data}))
+
+
+def test_a_state_without_all_its_parts_is_refused(network):
+    record, parts = _written(network)
+    for name in parts:
+        with pytest.raises(NotFound):
+            loaded((record, {one: parts[one] for one in parts if one != name}))
+
+
+def test_parts_of_the_same_name_are_the_same_in_all_states_of_a_run(network):
+    seen, again = {}, 0
+    job = settings(steps=24, scales=3, precision="mixed")
+    content = picture(260, 257, 3)
+    for step in transfer(network, content, [STYLE], job, fast_low=True):
+        _, parts = saved(step.state())
+        for name, part in parts.items():
+            again += name in seen
+            assert seen.setdefault(name, part) == part
+    assert again > 50
+
+
+def test_a_later_state_has_few_new_parts(network):
+    earlier, later = (
+        saved(state_after(network, settings(steps=30), number))[1]
+        for number in (24, 25)
+    )
+    assert len(later) > 40
+    # A pair, and what changes with every step.
+    assert len(later.keys() - earlier.keys()) <= 2 + 6
+
+
+def test_the_newest_and_the_best_picture_are_one_part(network):
+    state = state_after(network, settings(steps=5, optimizer="adam"), 1)
+    same = replace(
+        state, tensors={**state.tensors, "watch.best": state.tensors["picture"]}
+    )
+    assert len(saved(same)[1]) == len(saved(state)[1]) - 1
+    assert torch.equal(
+        loaded(saved(same)).tensors["watch.best"], state.tensors["picture"]
+    )
 
 
 @pytest.mark.parametrize("name", ["FORMAT", "ENGINE"])
@@ -120,16 +169,17 @@ def test_a_state_of_another_engine_is_refused(network, monkeypatch, name):
     written = _written(network)
     monkeypatch.undo()
     with pytest.raises(BadState, match="this engine reads"):
-        decode(written)
+        loaded(written)
 
 
 def test_a_state_is_hardly_larger_than_its_tensors(network):
     state = state_after(network, settings(steps=5), 3)
     size = sum(one.numel() * one.element_size() for one in state.tensors.values())
-    written = encode(state)
-    assert len(written) < size + 4096
-    length = int.from_bytes(written[:8], "little")
-    assert "__metadata__" in json.loads(written[8 : 8 + length])
+    record, parts = saved(state)
+    assert len(record) < 4096
+    assert len(record) + sum(map(len, parts.values())) < size + 8192
+    length = int.from_bytes(record[:8], "little")
+    assert "__metadata__" in json.loads(record[8 : 8 + length])
 
 
 LARGE = picture(260, 257, 3)
@@ -162,8 +212,8 @@ def check_all(network, given, numbers, content=CONTENT):
     for step in transfer(network, content, [STYLE], job, fast_low=True):
         undisturbed.append(step)
         if step.number in numbers:
-            written[step.number] = encode(step.state())
-    read = {number: decode(data) for number, data in written.items()}
+            written[step.number] = saved(step.state())
+    read = {number: loaded(stored) for number, stored in written.items()}
     for number, state in read.items():
         resumed = list(transfer(network, content, [STYLE], job, state, fast_low=True))
         assert [step.number for step in resumed] == list(
@@ -226,7 +276,7 @@ def test_a_run_counts_on_what_was_not_finite(network, monkeypatch, step_at_hand)
     job = settings(steps=20)
     state = state_after(network, job, 9)
     with pytest.raises(NumericalError, match="step 11: "):
-        list(run(network, job, decode(encode(state))))
+        list(run(network, job, loaded(saved(state))))
 
 
 def test_a_run_that_stalled_goes_on(network, monkeypatch, step_at_hand):
@@ -248,7 +298,7 @@ def test_a_flat_run_stops_at_the_same_step_after_going_on(network, monkeypatch):
     assert undisturbed[-1].stop_reason == "flat"
     last = undisturbed[-1].number
     for number in (2, last - 3, last - 1):
-        state = decode(encode(state_after(network, job, number)))
+        state = loaded(saved(state_after(network, job, number)))
         assert list(run(network, job, state))[-1].number == last
 
 
@@ -281,16 +331,19 @@ def test_the_next_size_has_a_plan_of_its_own(network, monkeypatch, step_at_hand)
     ]
 
 
-def with_header(data, text):
-    """Return a state's bytes with another text in place of its header."""
+def with_header(stored, text):
+    """Return a state with another text in place of its record's header."""
+    data, parts = stored
     length = int.from_bytes(data[:8], "little")
     whole = json.loads(data[8 : 8 + length])
     whole["__metadata__"] = {states.HEADER: text}
     written = json.dumps(whole).encode()
-    return len(written).to_bytes(8, "little") + written + data[8 + length :]
+    record = len(written).to_bytes(8, "little") + written + data[8 + length :]
+    return record, parts
 
 
-def header_of(data):
+def header_of(stored):
+    data = stored[0]
     length = int.from_bytes(data[:8], "little")
     return json.loads(json.loads(data[8 : 8 + length])["__metadata__"][states.HEADER])
 
@@ -305,12 +358,12 @@ WRONG = [None, -1, 0.5, "3", "", [], [1], {}, {"a": 1}, math.inf, math.nan]
 
 def refused(written, header):
     with pytest.raises(BadState):
-        decode(with_header(written, json.dumps(header)))
+        loaded(with_header(written, json.dumps(header)))
 
 
 def test_a_header_that_is_written_again_is_read(written):
     again = with_header(written, json.dumps(header_of(written)))
-    assert decode(again).step == decode(written).step == 3
+    assert loaded(again).step == loaded(written).step == 3
 
 
 @pytest.mark.parametrize("key", ["format", "engine", "step", "plan"])
@@ -320,6 +373,14 @@ def test_a_damaged_header_is_refused(written, key):
         refused(written, {**header, key: value})
     del header[key]
     refused(written, header)
+
+
+@pytest.mark.parametrize("parts", [*WRONG, {"picture": "../../secret"}])
+def test_damaged_names_of_parts_are_refused(network, written, parts):
+    header = {**header_of(written), "parts": parts}
+    changed = with_header(written, json.dumps(header))
+    with pytest.raises((BadState, NotFound)):
+        list(run(network, settings(steps=5), loaded(changed)))
 
 
 @pytest.mark.parametrize("key", ["rows", "held", "half", "history"])
@@ -341,7 +402,7 @@ def test_a_plan_of_nothing_is_refused(written, key):
 
 
 def test_a_step_past_the_end_is_refused(network, written):
-    state = decode(with_header(written, json.dumps({**header_of(written), "step": 6})))
+    state = loaded(with_header(written, json.dumps({**header_of(written), "step": 6})))
     with pytest.raises(BadState, match="step 6, this job has 5"):
         next(run(network, settings(steps=5), state))
 
@@ -351,7 +412,7 @@ def test_a_step_past_the_end_is_refused(network, written):
 )
 def test_a_header_that_is_no_json_object_is_refused(written, text):
     with pytest.raises(BadState):
-        decode(with_header(written, text))
+        loaded(with_header(written, text))
 
 
 def damaged(state, name, tensor):
@@ -398,18 +459,19 @@ def test_a_pair_of_no_number_is_refused(network):
 def test_whatever_is_done_to_a_states_bytes_no_other_error_comes_of_it(
     written, data, byte, way
 ):
-    length = 8 + int.from_bytes(written[:8], "little")
+    record, parts = written
+    length = 8 + int.from_bytes(record[:8], "little")
     # Most of it where the structure is.
-    end = length if data.draw(any_of.integers(0, 3)) else len(written)
+    end = length if data.draw(any_of.integers(0, 3)) else len(record)
     place = data.draw(any_of.integers(0, end - 1))
-    rest = written[place + 1 :]
+    rest = record[place + 1 :]
     changed = {
-        "cut": written[:place],
-        "flip": written[:place] + bytes([byte]) + rest,
-        "drop": written[:place] + rest,
+        "cut": record[:place],
+        "flip": record[:place] + bytes([byte]) + rest,
+        "drop": record[:place] + rest,
     }[way]
     try:
-        steps = list(run(NETWORK, settings(steps=5), decode(changed)))
+        steps = list(run(NETWORK, settings(steps=5), loaded((changed, parts))))
     except StyleQueueError:
         return
     # A number that is another one: nothing can tell.

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from stylequeue_shared.errors import NotFound
 from stylequeue_shared.job_settings import JobSettings, complete_settings
 from stylequeue_worker.calibration import convolutions, measure
 from stylequeue_worker.engine.network import LossNetwork, build_network
+from stylequeue_worker.engine.state import decode, encode, encode_part
 from stylequeue_worker.weights import Weights
 
 CPU = torch.device("cpu")
@@ -39,3 +41,23 @@ def picture(
 
 def settings(styles: int = 1, **given: object) -> JobSettings:
     return complete_settings({"seed": 3, "steps": 5, **given}, styles=styles)
+
+
+def saved(state):
+    """Return a state as it is stored: its record, and the files of its parts."""
+    encoded = encode(state)
+    return encoded.record, {
+        name: encode_part(tensor) for name, tensor in encoded.parts.items()
+    }
+
+
+def loaded(stored):
+    """Read what `saved` gave."""
+    record, parts = stored
+
+    def part(name):
+        if name not in parts:
+            raise NotFound(f"no such file: {name}")
+        return parts[name]
+
+    return decode(record, part)

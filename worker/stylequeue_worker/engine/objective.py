@@ -24,7 +24,7 @@ T_s the targets, t the content's features, and all of G and T_s symmetric,
 which is one product for each Gram matrix and one for its gradient.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -49,7 +49,11 @@ class Losses(NamedTuple):
 
 
 class Objective:
-    """The objective of one job; the targets are computed once, here."""
+    """The objective of one job; the targets are computed once, here.
+
+    `at_border` is called before each band; what it raises comes out, and nothing has
+    changed.
+    """
 
     def __init__(
         self,
@@ -58,10 +62,12 @@ class Objective:
         styles: Sequence[Tensor],
         settings: JobSettings,
         plan: Plan,
+        at_border: Callable[[], None] = lambda: None,
     ) -> None:
         self.network = network
         self.settings = settings
         self.plan = plan
+        self.at_border = at_border
         # Sums are kept in the picture's precision, also where the network's is lower.
         self.exact = content.dtype
         self.blend = torch.tensor(
@@ -132,6 +138,7 @@ class Objective:
     ) -> Iterator[dict[str, Tensor]]:
         forward = Forward(self.network, layers, self.settings.pooling, bands)
         for number in range(bands.count):
+            self.at_border()
             yield named(forward.band(picture, number), layers)
 
 
@@ -160,6 +167,7 @@ class Evaluation:
         squares = SquareSums(self._objective.exact)
         kept = count - self._held
         for number in range(count):
+            self._objective.at_border()
             if number < kept and (number == 0 or (kept - number) % self._held == 0):
                 self._tails[number] = list(self._forward.tails)
             found = self._forward.band(self._picture, number)
@@ -180,6 +188,7 @@ class Evaluation:
         """Return the gradient of both losses at the picture."""
         gradient = torch.empty_like(self._picture)
         for number in reversed(range(self._bands.count)):
+            self._objective.at_border()
             if number not in self._kept:
                 self._read_again(number)
             rows = slice(*self._bands.picture[number : number + 2])
@@ -223,6 +232,7 @@ class Evaluation:
         first = max(0, number + 1 - self._held)
         self._forward.tails = self._tails.pop(first)
         for again in range(first, number + 1):
+            self._objective.at_border()
             self._kept[again] = self._forward.band(self._picture, again)
 
 

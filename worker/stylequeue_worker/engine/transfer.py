@@ -1,6 +1,6 @@
 """Style transfer as an iterator of steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,10 @@ class Step:
         return self.style_loss + self.content_loss + self.tv_loss
 
     def state(self) -> State:
-        """Return where the run stands. Ask before the next step is asked for."""
+        """Return where the run stands. Ask before the next step is asked for.
+
+        Raises BadState while the run goes on to another size or precision.
+        """
         assert self.run is not None
         return self.run.state()
 
@@ -63,6 +66,7 @@ def transfer(
     *,
     budget: int | None = None,
     fast_low: bool = False,
+    at_border: Callable[[], None] = lambda: None,
 ) -> Iterator[Step]:
     """Yield the steps up to `settings.steps`, each computed only when it is asked for.
 
@@ -70,10 +74,13 @@ def transfer(
     of the content's size. With the state of an earlier run of the same job it goes on
     after that state's step, as that run would have. `budget` is the memory in bytes
     that the process may take, `fast_low` whether the device is fast in bfloat16.
+    `at_border` is called many times in a step of a large picture; what it raises comes
+    out and ends the run. Its last step can still be asked for its state, unless the
+    run had gone on to another size or precision.
     Raises NothingFits if the budget is too small, NumericalError if losses or gradient
     stay without finite values, and BadState when the state is not one of this job.
     """
-    run = Run(network, content, styles, settings, budget, fast_low)
+    run = Run(network, content, styles, settings, budget, fast_low, at_border)
     # The run lets go of them when it has read them for the last time.
     del content, styles
     if state is not None:
@@ -92,6 +99,7 @@ class Run:
         settings: JobSettings,
         budget: int | None,
         fast_low: bool,
+        at_border: Callable[[], None],
     ) -> None:
         self._network = network
         self._content = content.to(network.device, network.dtype)
@@ -99,9 +107,11 @@ class Run:
         self._settings = settings
         self._least_side = settings.minimum_side
         self._budget = budget
+        self._at_border = at_border
         self._size = (content.shape[-1], content.shape[-2])
         self._phases = phases(settings, self._size, fast_low)
         self._done = 0
+        self._is_between = False
         self._picture: Tensor | None = None
         self._watch = Watch()
         # Of the phase that is going on:
@@ -115,15 +125,19 @@ class Run:
         for phase in self._phases:
             while self._done < phase.last:
                 if self._phase is not phase:
+                    self._is_between = True
                     self._enter(phase)
                 step = self._step(self._done + 1)
+                self._is_between = False
                 self._done += 1
                 yield step
                 if step.stop_reason is not None:
                     return
 
     def state(self) -> State:
-        """Return where the run stands."""
+        """Return where the run stands. Raises BadState between two phases."""
+        if self._is_between:
+            raise BadState(f"step {self._done} has gone into another size or precision")
         assert self._picture is not None
         tensors = {PICTURE: self._picture}
         for prefix, part in ((OPTIMIZER, self._optimizer), (WATCH, self._watch)):
@@ -181,6 +195,7 @@ class Run:
             [self._at(self._phase, style) for style in self._styles],
             self._settings,
             self._plan,
+            self._at_border,
         )
         if self._phase is self._phases[-1]:
             # Read for the last time: large pictures need the room.
