@@ -98,7 +98,7 @@ def _finished_job(settings: Settings) -> str:
     for step in range(50, 50 * SNAPSHOTS + 1, 50):
         progress = jobs.Progress(step, 0.0712345, 0.4312345, 8.12345, 1.5)
         key = snapshot_key(held.job_id, held.attempt, step)
-        jobs.add_snapshot(database, held, key, progress)
+        jobs.add_snapshot(database, held, key, progress, (64, 48))
     jobs.succeed(database, held, progress, jobs.Result(key, 256, 192))
     database.close()
     return held.job_id

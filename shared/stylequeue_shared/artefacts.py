@@ -34,6 +34,16 @@ def result_key(job_id: str, attempt: int, suffix: str = ".png") -> str:
     return f"{job_prefix(job_id)}{attempt}/result{suffix}"
 
 
+def states_prefix(job_id: str) -> str:
+    """Return the prefix of all that a job's checkpoints consist of."""
+    return f"{job_prefix(job_id)}states/"
+
+
+def state_key(job_id: str, attempt: int, name: str) -> str:
+    """Return the key of a record or part of a state that an attempt saved."""
+    return f"{states_prefix(job_id)}{attempt}/{name}"
+
+
 def rendition_key(key: str, size: int) -> str:
     """Return the key of a smaller JPEG of the picture at `key`."""
     return f"renditions/{key}/{size}.jpg"

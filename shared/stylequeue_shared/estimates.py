@@ -16,7 +16,7 @@ from functools import lru_cache
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.layers import CHANNELS, LAYERS, stride
 from stylequeue_shared.phases import Phase, phases
-from stylequeue_shared.plans import PAIR, Plan, peak_bytes, plan
+from stylequeue_shared.plans import PAIR, Plan, peak_bytes, plan, smallest
 from stylequeue_shared.sizes import fit
 
 # Of an evaluation: to compute all features a second time.
@@ -93,6 +93,34 @@ def estimate(
         moved = sum(_update_bytes(settings, size, count) for count in pairs)
         seconds += moved / speed.bytes_per_second
     return Estimate(max(peaks), seconds)
+
+
+def least_bytes(
+    settings: JobSettings, content: tuple[int, int], *, gpu: bool = False
+) -> int:
+    """Return the memory that a job takes at least: with the smallest plan."""
+    size = fit(content, settings.image_size)
+    return peak_bytes(settings, size, smallest(settings, size, gpu=gpu))
+
+
+def planned_bytes(
+    settings: JobSettings,
+    content: tuple[int, int],
+    budget: int | None,
+    *,
+    gpu: bool = False,
+) -> int | None:
+    """Return the memory that a job takes with the plans of that budget, if any fits."""
+    result = fit(content, settings.image_size)
+    peaks = []
+    for shrunk in {phase.shrunk for phase in phases(settings, result, False)}:
+        size = _shrunk(result, shrunk)
+        found = _plan(settings, size, budget, gpu=gpu)
+        if found is None:
+            return None
+        pairs = min(found.history, settings.steps)
+        peaks.append(peak_bytes(settings, size, replace(found, history=pairs)))
+    return max(peaks)
 
 
 def fits(

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, delete, exists, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from stylequeue_shared import jobs, logs
-from stylequeue_shared.artefacts import original_key
+from stylequeue_shared.artefacts import original_key, states_prefix
 from stylequeue_shared.database import OUTAGE, Database, now
 from stylequeue_shared.migrate import check
 from stylequeue_shared.models import Job, JobState, JobStyle, Lease, Picture, Trash
@@ -28,8 +28,6 @@ from stylequeue_shared.store import Store, open_store
 
 NAME = "housekeeper"
 LONGEST_PAUSE = 3.0
-# A worker beats every 5 s; after three missed beats it counts as gone.
-IDLE_SECONDS = 15.0
 UNUSED_SECONDS = 3600.0
 
 log = structlog.get_logger()
@@ -70,6 +68,7 @@ class Housekeeper:
             self._return_lost,
             self._wake_workers,
             self._expire,
+            self._delete_checkpoints,
             self._empty_trash,
             self._delete_unused_pictures,
             self._delete_unfinished,
@@ -132,7 +131,7 @@ class Housekeeper:
             waiting = connection.scalars(
                 select(Job.id)
                 .where(Job.state == JobState.QUEUED)
-                .order_by(Job.created_at, Job.id)
+                .order_by(Job.turn, Job.id)
                 .limit(1000)
             ).all()
             busy = exists().where(
@@ -141,7 +140,11 @@ class Housekeeper:
             idle = connection.scalar(
                 select(func.count())
                 .select_from(WorkerRow)
-                .where(WorkerRow.seen_at > now() - IDLE_SECONDS, ~busy)
+                .where(
+                    WorkerRow.seen_at > now() - jobs.ALIVE_SECONDS,
+                    WorkerRow.refuses.is_(None),
+                    ~busy,
+                )
             )
         wanted = min(len(waiting), idle or 0)
         if not wanted:
@@ -158,6 +161,12 @@ class Housekeeper:
         days = self._settings.retention_days
         while number := jobs.expire(self._database, retention_days=days):
             log.info("jobs_expired", number=number)
+
+    def _delete_checkpoints(self) -> None:
+        """Delete the states of ended jobs, which are large."""
+        for job_id in jobs.ended_with_checkpoint(self._database):
+            self._store.delete_prefix(states_prefix(job_id))
+            jobs.forget_checkpoint(self._database, job_id)
 
     def _empty_trash(self) -> None:
         with self._database.read() as connection:

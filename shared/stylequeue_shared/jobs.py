@@ -1,19 +1,31 @@
 """The life of a job: every change of its state, and nothing else writes it.
 
-queued -> running -> succeeded | failed | cancelled
-   ^---------+  lease lost, or handed back by a worker that shuts down
+queued -> running -> succeeded | failed | cancelled       paused <-> queued
+   ^---------+  lease lost, or handed back by a worker       running -> paused
+                that shuts down: goes on from its checkpoint
 
 Each function is one transaction. What a worker writes is guarded by job id, attempt
 and `state = 'running'`, so a worker that lost its job can change nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import uuid_utils
 from pydantic import ValidationError
-from sqlalchemy import Connection, case, delete, func, insert, null, select, update
+from sqlalchemy import (
+    Connection,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from stylequeue_shared.artefacts import job_prefix
@@ -37,10 +49,19 @@ from stylequeue_shared.models import (
     Picture,
     Snapshot,
     Trash,
+    Worker,
 )
 
 # Workers lost after which the job, not the machines, is to blame.
 MAX_LOSSES = 5
+# Workers on which a job may fail by the machine's fault.
+MAX_FAULTS = 3
+# A worker beats every 5 s; after three missed beats it counts as gone.
+ALIVE_SECONDS = 15.0
+# By how many seconds jobs that ran are before those that never did: centuries.
+AHEAD = 1e10
+# What may be asked of a job that is not at its end.
+Request = Literal["cancel", "finish", "pause"]
 # PostgreSQL's lock under which waiting jobs are counted and added; any number does.
 SUBMITTING = 7_211
 
@@ -56,6 +77,10 @@ class Claim:
     style_shas: tuple[str, ...]
     # What an earlier attempt noted of the job: its memory budget holds for all.
     made_with: dict[str, Any] | None = None
+    # The key of the state to go on from.
+    checkpoint: str | None = None
+    # On how many workers it has failed by the machine's fault.
+    faults: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,15 +138,18 @@ def submit(
     *,
     max_waiting: int,
     estimate: dict[str, Any] | None = None,
+    least_bytes: int | None = None,
 ) -> str:
     """Record a job as queued and return its id, a UUIDv7.
 
+    No worker that may take less than `least_bytes` of memory is to claim it.
     Raises QueueFull when `max_waiting` jobs wait already.
     """
+    foreseen = {"estimate": estimate, "least_bytes": least_bytes}
     with database.write() as connection:
         refuse_when_full(connection, max_waiting)
         return _insert(
-            connection, settings.model_dump(), content_sha, style_shas, estimate
+            connection, settings.model_dump(), content_sha, style_shas, foreseen
         )
 
 
@@ -137,7 +165,8 @@ def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
         refuse_when_full(connection, max_waiting)
         shas = _styles_of(connection, job_id)
         _touch_pictures(connection, [job_id])
-        return _insert(connection, job.settings, job.content_sha, shas, job.estimate)
+        foreseen = {"estimate": job.estimate, "least_bytes": job.least_bytes}
+        return _insert(connection, job.settings, job.content_sha, shas, foreseen)
 
 
 def refuse_when_full(connection: Connection, max_waiting: int) -> None:
@@ -160,7 +189,7 @@ def _insert(
     settings: dict[str, Any],
     content_sha: str,
     style_shas: Sequence[str],
-    estimate: dict[str, Any] | None,
+    foreseen: dict[str, Any],
 ) -> str:
     job_id = str(uuid_utils.uuid7())
     connection.execute(
@@ -169,8 +198,9 @@ def _insert(
             state=JobState.QUEUED,
             settings=settings,
             content_sha=content_sha,
-            estimate=estimate,
+            **foreseen,
             created_at=now(),
+            turn=now(),
         )
     )
     connection.execute(
@@ -186,14 +216,20 @@ def _insert(
 # -- Running: called by workers -------------------------------------------------------
 
 
-def claim(database: Database, worker: str, *, lease_seconds: float) -> Claim | None:
-    """Take the job whose turn it is, or None when no job waits.
+def claim(
+    database: Database,
+    worker: str,
+    *,
+    lease_seconds: float,
+    budget: int | None = None,
+) -> Claim | None:
+    """Take the job whose turn it is and that fits into `budget` bytes, or None.
 
     One atomic UPDATE decides; any number of workers may call it at once. A job whose
     stored settings this version refuses fails, and the next one is taken.
     """
     with database.write() as connection:
-        while row := _take_turn(connection, worker, lease_seconds):
+        while row := _take_turn(connection, worker, lease_seconds, budget):
             try:
                 settings = JobSettings.model_validate(row.settings)
             except ValidationError as error:
@@ -203,17 +239,29 @@ def claim(database: Database, worker: str, *, lease_seconds: float) -> Claim | N
                 continue
             shas = _styles_of(connection, row.id)
             return Claim(
-                row.id, row.attempt, settings, row.content_sha, shas, row.made_with
+                *(row.id, row.attempt, settings, row.content_sha, shas),
+                *(row.made_with, row.checkpoint_key, row.faults),
             )
     return None
 
 
-def _take_turn(connection: Connection, worker: str, lease_seconds: float) -> Any:
+def _take_turn(
+    connection: Connection, worker: str, lease_seconds: float, budget: int | None
+) -> Any:
     """Mark the job whose turn it is as running and return its row, if there is one."""
+    another = exists().where(
+        Worker.name != worker,
+        Worker.seen_at > now() - ALIVE_SECONDS,
+        Worker.refuses.is_(None),
+    )
+    suits = [or_(Job.avoids.is_(None), Job.avoids != worker, ~another)]
+    if budget is not None:
+        suits.append(or_(Job.least_bytes.is_(None), Job.least_bytes <= budget))
     turn = (
         select(Job.id)
-        .where(Job.state == JobState.QUEUED)
-        .order_by(Job.created_at, Job.id)
+        .where(Job.state == JobState.QUEUED, *suits)
+        # By the index: first what ran before, then the oldest.
+        .order_by(Job.turn, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer
         .scalar_subquery()
@@ -228,14 +276,25 @@ def _take_turn(connection: Connection, worker: str, lease_seconds: float) -> Any
             attempt=Job.attempt + 1,
             lease_until=now() + lease_seconds,
             started_at=func.coalesce(Job.started_at, now()),
-            # A job that ran before starts again; null stands for "never a step".
-            step=case((Job.step.is_(None), null()), else_=0),
+            # A job that ran before goes on from its checkpoint, or starts again; null
+            # stands for "never a step".
+            step=case(
+                (Job.step.is_(None), null()),
+                else_=func.coalesce(Job.checkpoint_step, 0),
+            ),
         )
-        .returning(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with)
+        .returning(
+            *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
+            *(Job.checkpoint_key, Job.checkpoint_step, Job.faults),
+        )
     ).one_or_none()
     if row is not None:
-        # No row may name a file of an older attempt.
-        connection.execute(delete(Snapshot).where(Snapshot.job_id == row.id))
+        # Steps that are done again are saved again.
+        connection.execute(
+            delete(Snapshot).where(
+                Snapshot.job_id == row.id, Snapshot.step > (row.checkpoint_step or 0)
+            )
+        )
     return row
 
 
@@ -270,13 +329,32 @@ def report(
     return _guarded(database, held, values)
 
 
-def describe(database: Database, held: Claim, made_with: dict[str, Any]) -> None:
-    """Record what the picture depends on besides its settings: weights, device."""
-    _guarded(database, held, {"made_with": made_with, "version": Job.version + 1})
+def describe(
+    database: Database,
+    held: Claim,
+    made_with: dict[str, Any],
+    least_bytes: int | None = None,
+) -> None:
+    """Record what the picture depends on besides its settings: weights, device.
+
+    From now on it takes `least_bytes` of memory, wherever it goes on.
+    """
+    values = {"made_with": made_with, "version": Job.version + 1}
+    if least_bytes is not None:
+        values["least_bytes"] = least_bytes
+    _guarded(database, held, values)
 
 
-def add_snapshot(database: Database, held: Claim, key: str, progress: Progress) -> None:
+def add_snapshot(
+    database: Database,
+    held: Claim,
+    key: str,
+    progress: Progress,
+    size: tuple[int, int],
+) -> None:
     """Record a snapshot whose file is in the store already, and the progress.
+
+    `size` is its width and height.
 
     Raises LeaseLost when the job belongs to another attempt.
     """
@@ -289,9 +367,21 @@ def add_snapshot(database: Database, held: Claim, key: str, progress: Progress) 
             key=key,
             style_loss=progress.style_loss,
             content_loss=progress.content_loss,
+            width=size[0],
+            height=size[1],
         )
         # It is there already when the answer to the commit was lost.
         connection.execute(row.on_conflict_do_nothing())
+
+
+def save_checkpoint(database: Database, held: Claim, key: str, step: int) -> None:
+    """Name the state, in the store already, that the job goes on from when it must.
+
+    A worker that gets so far and vanishes is not the job's fault: its losses are
+    forgotten. Raises LeaseLost.
+    """
+    values = {"checkpoint_key": key, "checkpoint_step": step, "losses": 0}
+    _guarded(database, held, values)
 
 
 def succeed(
@@ -317,41 +407,69 @@ def fail(
     _guarded(database, held, values | (_result(partial) if partial else {}))
 
 
-def cancel_running(database: Database, held: Claim) -> None:
-    """End the job as its cancellation was requested. Raises LeaseLost."""
-    _guarded(database, held, _ended(JobState.CANCELLED))
+def send_away(database: Database, held: Claim) -> None:
+    """Have another worker go on with the job: this machine cannot. Raises LeaseLost.
+
+    Where there is no other, the same one may try again.
+    """
+    values = _at_rest(JobState.QUEUED)
+    values |= {"faults": Job.faults + 1, "avoids": Job.worker}
+    with database.write() as connection:
+        _heed(connection, held.job_id, _guard(connection, held, values))
 
 
 def hand_back(database: Database, held: Claim) -> None:
-    """Put the job back into the queue: this worker shuts down. Raises LeaseLost.
+    """Let go of a job that is not at its end. Raises LeaseLost.
 
-    One that was asked to be cancelled a moment ago is cancelled.
+    What was asked of it is done: it is cancelled, finished or paused. If nothing was,
+    since the worker shuts down, it goes on later.
     """
     with database.write() as connection:
-        if _guard(connection, held, _waiting_again()) == "cancel":
-            here = update(Job).where(Job.id == held.job_id)
-            connection.execute(here.values(**_ended(JobState.CANCELLED)))
+        requested = _guard(connection, held, _at_rest(JobState.QUEUED))
+        _heed(connection, held.job_id, requested)
 
 
 # -- Asked for by people --------------------------------------------------------------
 
 
-def request_cancel(database: Database, job_id: str) -> None:
-    """Cancel a waiting job at once, ask a running one to; leave an ended one alone.
+def request(database: Database, job_id: str, what: Request) -> None:
+    """Ask a job to stop: a waiting one does at once, a running one within a step.
 
-    Raises NotFound.
+    `cancel` drops it, an ended one is left alone. `finish` makes its newest picture
+    the result, `pause` keeps it for later. Raises NotFound, and Conflict where there
+    is nothing to finish or to pause.
     """
     with database.write() as connection:
-        state = _state_of(connection, job_id).state
-        here = update(Job).where(Job.id == job_id)
-        if state in (JobState.QUEUED, JobState.PAUSED):
-            connection.execute(here.values(**_ended(JobState.CANCELLED)))
-        elif state == JobState.RUNNING:
-            connection.execute(
-                here.where(Job.requested.is_distinct_from("cancel")).values(
-                    requested="cancel", version=Job.version + 1
-                )
+        job = _state_of(connection, job_id)
+        state = JobState(job.state)
+        if state.is_terminal:
+            if what != "cancel":
+                raise Conflict(f"The job is {state}; it has come to its end.")
+        elif state != JobState.RUNNING:
+            if not _heed(connection, job_id, what):
+                raise Conflict("The job has no picture yet that could be its result.")
+        elif job.requested != "cancel":
+            # Who cancels wants no picture: nothing takes that back.
+            here = update(Job).where(
+                Job.id == job_id, Job.requested.is_distinct_from(what)
             )
+            connection.execute(here.values(requested=what, version=Job.version + 1))
+
+
+def resume(database: Database, job_id: str) -> None:
+    """Put a paused job back into the queue, or take back that it be paused.
+
+    Raises NotFound, and Conflict unless it is paused or about to be.
+    """
+    with database.write() as connection:
+        job = _state_of(connection, job_id)
+        here = update(Job).where(Job.id == job_id)
+        if job.state == JobState.PAUSED:
+            connection.execute(here.values(**_at_rest(JobState.QUEUED)))
+        elif job.state == JobState.RUNNING and job.requested == "pause":
+            connection.execute(here.values(requested=None, version=Job.version + 1))
+        else:
+            raise Conflict(f"The job is {job.state}; only a paused one can be resumed.")
 
 
 def forget(database: Database, job_id: str) -> None:
@@ -372,26 +490,57 @@ def forget(database: Database, job_id: str) -> None:
 def return_lost(database: Database) -> list[str]:
     """Return jobs whose lease ran out to the queue; give the ids of all touched.
 
-    One that was asked to be cancelled is cancelled; one whose worker vanished
-    MAX_LOSSES times fails, since something about it ends workers.
+    What was asked of one is done; one whose worker vanished MAX_LOSSES times without a
+    newer checkpoint fails, since something about it ends workers, with its newest
+    picture.
     """
-    lost = (Job.state == JobState.RUNNING, Job.lease_until < now())
-    given_up = _ended(JobState.FAILED) | _error(
+    with database.write() as connection:
+        lost = connection.execute(
+            update(Job)
+            .where(Job.state == JobState.RUNNING, Job.lease_until < now())
+            .values(**_at_rest(JobState.QUEUED), losses=Job.losses + 1)
+            .returning(Job.id, Job.requested, Job.losses)
+        ).all()
+        for job in lost:
+            if job.losses >= MAX_LOSSES and job.requested != "cancel":
+                _give_up(connection, job.id)
+            else:
+                _heed(connection, job.id, job.requested)
+        return [job.id for job in lost]
+
+
+def _give_up(connection: Connection, job_id: str) -> None:
+    values = _ended(JobState.FAILED) | _error(
         "worker_lost",
         f"The worker vanished {MAX_LOSSES} times while it ran this job.",
         "machine",
     )
-    with database.write() as connection:
-        touched: list[str] = []
-        for condition, values in (
-            (Job.requested == "cancel", _ended(JobState.CANCELLED)),
-            (Job.losses + 1 >= MAX_LOSSES, given_up),
-            (True, _waiting_again() | {"losses": Job.losses + 1}),
-        ):
-            touched += connection.scalars(
-                update(Job).where(*lost, condition).values(**values).returning(Job.id)  # type: ignore[arg-type]
+    newest = _newest_picture(connection, job_id)
+    if newest is not None:
+        values |= _result(replace(newest, partial=True))
+    connection.execute(update(Job).where(Job.id == job_id).values(**values))
+
+
+def ended_with_checkpoint(database: Database, limit: int = 100) -> list[str]:
+    """Return jobs whose checkpoints nobody needs any more."""
+    with database.read() as connection:
+        return list(
+            connection.scalars(
+                select(Job.id)
+                .where(Job.checkpoint_key.is_not(None), Job.state.in_(TERMINAL))
+                .limit(limit)
             )
-        return touched
+        )
+
+
+def forget_checkpoint(database: Database, job_id: str) -> None:
+    """Name no checkpoint of an ended job: its files are gone."""
+    with database.write() as connection:
+        connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.state.in_(TERMINAL))
+            .values(checkpoint_key=None, checkpoint_step=None)
+        )
 
 
 def expire(database: Database, *, retention_days: float) -> int:
@@ -448,13 +597,50 @@ def _ended(state: JobState) -> dict[str, Any]:
     }
 
 
-def _waiting_again() -> dict[str, Any]:
+def _at_rest(state: JobState) -> dict[str, Any]:
+    """Return the values of a job that goes on later, before those that never ran."""
     return {
-        "state": JobState.QUEUED,
+        "state": state,
         "version": Job.version + 1,
         "worker": None,
         "lease_until": None,
+        "turn": Job.created_at - AHEAD,
     }
+
+
+def _heed(connection: Connection, job_id: str, requested: str | None) -> bool:
+    """Do at once to a waiting or paused job what was asked of it, if it can be done.
+
+    One without a picture cannot be finished; it will be with the first that it gets.
+    """
+    values: dict[str, Any] = {}
+    if requested == "cancel":
+        values = _ended(JobState.CANCELLED)
+    elif requested == "pause":
+        values = {"state": JobState.PAUSED, "version": Job.version + 1}
+    elif requested == "finish":
+        newest = _newest_picture(connection, job_id)
+        if newest is None:
+            return False
+        values = _ended(JobState.SUCCEEDED) | _result(newest)
+        values |= {"stop_reason": "finished_early", "eta_seconds": 0.0}
+    if values:
+        here = update(Job).where(Job.id == job_id)
+        connection.execute(here.values(**values | {"requested": None}))
+    return True
+
+
+def _newest_picture(connection: Connection, job_id: str) -> Result | None:
+    row = connection.execute(
+        select(Snapshot.key, Snapshot.width, Snapshot.height)
+        .where(Snapshot.job_id == job_id)
+        .order_by(Snapshot.step.desc())
+        .limit(1)
+    ).one_or_none()
+    # Snapshots of versions before this one did not say how large they are.
+    if row is None or row.width is None:
+        return None
+    return Result(row.key, row.width, row.height)
 
 
 def _error(code: str, message: str, fault: str) -> dict[str, Any]:
@@ -472,7 +658,10 @@ def _result(result: Result) -> dict[str, Any]:
 
 def _state_of(connection: Connection, job_id: str) -> Any:
     row = connection.execute(
-        select(Job.state, Job.settings, Job.content_sha, Job.estimate)
+        select(
+            *(Job.state, Job.settings, Job.content_sha, Job.requested),
+            *(Job.estimate, Job.least_bytes),
+        )
         # PostgreSQL's text has no NUL, nor has any id.
         .where(Job.id == job_id.replace("\0", "?"))
         .with_for_update()

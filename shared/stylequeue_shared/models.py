@@ -7,7 +7,7 @@ leases compare alike on SQLite and PostgreSQL whatever the machines' clocks say.
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -42,10 +42,19 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         # The claim's and the queue's question: who waits, oldest first.
-        Index("jobs_by_turn", "state", "created_at", "id"),
+        Index("jobs_by_turn", "state", "turn", "id"),
+        # The list's: newest first.
+        Index("jobs_by_age", "state", "created_at", "id"),
         # The housekeeper's: whose lease ran out.
         Index("jobs_by_lease", "state", "lease_until"),
         Index("jobs_by_content", "content_sha"),
+        # The housekeeper's: checkpoints of ended jobs.
+        Index(
+            "jobs_by_checkpoint",
+            "state",
+            sqlite_where=text("checkpoint_key IS NOT NULL"),
+            postgresql_where=text("checkpoint_key IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -56,6 +65,10 @@ class Job(Base):
     content_sha: Mapped[str] = mapped_column(ForeignKey("pictures.sha256"))
 
     created_at: Mapped[float]
+    # Who waits is served by this, the least first: when it was submitted, or a time
+    # long before all submissions if it ran before. (Versions before this one, which may
+    # run beside it during an upgrade, do not give it.)
+    turn: Mapped[float] = mapped_column(server_default=text("0"))
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
 
@@ -63,8 +76,17 @@ class Job(Base):
     worker: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[float | None]
     requested: Mapped[str | None] = mapped_column(String(16))
-    # Attempts whose worker vanished; hand-backs do not count.
+    # Attempts in a row whose worker vanished, since the newest checkpoint; hand-backs
+    # do not count.
     losses: Mapped[int] = mapped_column(default=0)
+    # On how many workers it failed by the machine's fault, and the last of them.
+    faults: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    avoids: Mapped[str | None] = mapped_column(String(200))
+    # The memory that it takes at least; once it has run, that of its plan.
+    least_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    # The state in the store that the job goes on from.
+    checkpoint_key: Mapped[str | None] = mapped_column(String(200))
+    checkpoint_step: Mapped[int | None]
 
     step: Mapped[int | None]
     style_loss: Mapped[float | None]
@@ -119,6 +141,8 @@ class Snapshot(Base):
     key: Mapped[str] = mapped_column(String(200))
     style_loss: Mapped[float]
     content_loss: Mapped[float]
+    width: Mapped[int | None]
+    height: Mapped[int | None]
 
 
 class Picture(Base):
@@ -150,6 +174,8 @@ class Worker(Base):
     operations_per_second: Mapped[float | None]
     low_operations_per_second: Mapped[float | None]
     bytes_per_second: Mapped[float | None]
+    # Why it takes no more jobs.
+    refuses: Mapped[str | None] = mapped_column(String(200))
     started_at: Mapped[float]
     seen_at: Mapped[float]
 

@@ -64,18 +64,25 @@ def plan(
 
     None when not even the smallest plan fits. Without a budget nothing is spared.
     """
-    rows = band_rows(settings, size, GPU_BAND_PIXELS if gpu else BAND_PIXELS)
-    bands = -(-size[1] // rows)
     if budget is None:
+        rows = band_rows(settings, size, GPU_BAND_PIXELS if gpu else BAND_PIXELS)
         longest = HISTORY_AT_MOST if settings.optimizer == "lbfgs" else 0
-        return Plan(rows, bands, False, longest)
-    least = HISTORY_AT_LEAST if settings.optimizer == "lbfgs" else 0
-    held = fewest_held(settings, size, rows)
-    for half in (False, True):
-        smallest = Plan(rows, held, half, least)
-        if peak_bytes(settings, size, smallest) <= budget:
-            return _grown(settings, size, smallest, budget)
+        return Plan(rows, -(-size[1] // rows), False, longest)
+    least = smallest(settings, size, gpu=gpu)
+    for found in (replace(least, half=False), least):
+        if peak_bytes(settings, size, found) <= budget:
+            return _grown(settings, size, found, budget)
     return None
+
+
+def smallest(
+    settings: JobSettings, size: tuple[int, int], *, gpu: bool = False
+) -> Plan:
+    """Return the plan that takes the least memory."""
+    rows = band_rows(settings, size, GPU_BAND_PIXELS if gpu else BAND_PIXELS)
+    held = fewest_held(settings, size, rows)
+    history = HISTORY_AT_LEAST if settings.optimizer == "lbfgs" else 0
+    return Plan(rows, held, True, history)
 
 
 def smaller(settings: JobSettings, size: tuple[int, int], found: Plan) -> Plan | None:
@@ -178,20 +185,20 @@ def fewest_held(
 
 
 def _grown(
-    settings: JobSettings, size: tuple[int, int], smallest: Plan, budget: int
+    settings: JobSettings, size: tuple[int, int], base: Plan, budget: int
 ) -> Plan:
     """Spend what is left: up to half of it on features, then the rest on history."""
-    bands = -(-size[1] // smallest.rows)
+    bands = -(-size[1] // base.rows)
     longest = HISTORY_AT_MOST if settings.optimizer == "lbfgs" else 0
-    least = peak_bytes(settings, size, smallest)
-    everything = peak_bytes(settings, size, replace(smallest, held=bands)) - least
+    least = peak_bytes(settings, size, base)
+    everything = peak_bytes(settings, size, replace(base, held=bands)) - least
     share = min(everything, (budget - least) // 2)
     pairs = (budget - least - share) // (PAIR * size[0] * size[1])
-    found = replace(smallest, history=min(longest, smallest.history + pairs))
+    found = replace(base, history=min(longest, base.history + pairs))
     if found.history == longest:
         limit = budget
     else:
         limit = peak_bytes(settings, size, found) + share
-    holding = (replace(found, held=n) for n in range(bands, smallest.held, -1))
+    holding = (replace(found, held=n) for n in range(bands, base.held, -1))
     fitting = (p for p in holding if peak_bytes(settings, size, p) <= limit)
     return next(fitting, found)

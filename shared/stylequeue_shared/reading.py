@@ -79,9 +79,7 @@ def page(
 def waiting(database: Database) -> list[str]:
     """Return the ids of all waiting jobs; the first is next."""
     turns = (
-        select(Job.id)
-        .where(Job.state == JobState.QUEUED)
-        .order_by(Job.created_at, Job.id)
+        select(Job.id).where(Job.state == JobState.QUEUED).order_by(Job.turn, Job.id)
     )
     with database.read() as connection:
         return list(connection.scalars(turns))

@@ -27,6 +27,8 @@ class Identity:
     operations_per_second: float | None = None
     low_operations_per_second: float | None = None
     bytes_per_second: float | None = None
+    # Why it takes no more jobs.
+    refuses: str | None = None
 
 
 def beat(database: Database, worker: Identity) -> None:

@@ -20,9 +20,13 @@ from stylequeue_shared.artefacts import (
     rendition_key,
     result_key,
     snapshot_key,
+    state_key,
+    states_prefix,
 )
 from stylequeue_shared.database import Database, now
-from stylequeue_shared.housekeeping import IDLE_SECONDS, UNUSED_SECONDS, Housekeeper
+from stylequeue_shared.errors import MachineError
+from stylequeue_shared.housekeeping import UNUSED_SECONDS, Housekeeper
+from stylequeue_shared.jobs import ALIVE_SECONDS
 from stylequeue_shared.models import Job, Lease, Picture, Trash, Worker
 from stylequeue_shared.queue import Bell
 from stylequeue_shared.settings import Settings
@@ -108,6 +112,23 @@ def house(database: Database, tmp_path: Path) -> Iterator[House]:
     flaky = Flaky(url)
     yield House(flaky, Store(tmp_path / "store"), settings)
     flaky.close()
+
+
+def test_states_of_ended_jobs_are_deleted_and_others_stay(house: House) -> None:
+    ended, running = submit(house.database), submit(house.database)
+    for held in (claim(house.database), claim(house.database)):
+        key = state_key(held.job_id, held.attempt, "record-9")
+        house.store.put(key, b"a state")
+        house.store.put(snapshot_key(held.job_id, 1, 9), b"a picture")
+        jobs.save_checkpoint(house.database, held, key, 9)
+        if held.job_id == ended:
+            jobs.fail(house.database, held, MachineError("no"))
+    keeper = house.keeper()
+    assert keeper.round()
+    assert list(house.store.keys(states_prefix(ended))) == []
+    assert len(list(house.store.keys(states_prefix(running)))) == 1
+    assert house.store.exists(snapshot_key(ended, 1, 9))
+    assert row(house.database, ended).checkpoint_key is None
 
 
 # -- Who is active --------------------------------------------------------------------
@@ -212,7 +233,7 @@ def test_a_broken_store_does_not_keep_lost_jobs_from_being_returned(
     house: House,
 ) -> None:
     gone = submit(house.database)
-    jobs.request_cancel(house.database, gone)
+    jobs.request(house.database, gone, "cancel")
     jobs.forget(house.database, gone)
     house.store = Broken(house.settings.home / "broken")
     keeper = house.keeper()
@@ -271,7 +292,7 @@ def test_a_busy_worker_is_not_woken(house: House) -> None:
 def test_a_worker_that_fell_silent_is_not_woken(house: House) -> None:
     submit(house.database)
     house.beat("w1")
-    house.grow_old(IDLE_SECONDS + 1)
+    house.grow_old(ALIVE_SECONDS + 1)
     house.keeper().round()
     assert house.bell.rung == []
 
@@ -371,7 +392,7 @@ def test_jobs_expire_with_their_files_and_in_an_hour_their_pictures(
 
 def test_more_jobs_than_one_sweep_takes_expire_in_one_round(house: House) -> None:
     for _ in range(130):
-        jobs.request_cancel(house.database, submit(house.database))
+        jobs.request(house.database, submit(house.database), "cancel")
     house.grow_old(house.settings.retention_days * 86_400 + 60)
     house.keeper().round()
     assert house.count(Job) == 0

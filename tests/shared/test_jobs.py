@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from stylequeue_shared import jobs
+from stylequeue_shared import jobs, registry
 from stylequeue_shared.artefacts import job_prefix, result_key, snapshot_key
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import (
@@ -49,6 +49,13 @@ def snapshots(database: Database, job_id: str) -> list[tuple[int, str]]:
         return [(step, key) for step, key in found]
 
 
+def save_snapshots(database: Database, held: Claim, *steps: int) -> None:
+    for step in steps:
+        key = snapshot_key(held.job_id, held.attempt, step)
+        progress = replace(HALF_WAY, step=step)
+        jobs.add_snapshot(database, held, key, progress, (64, 48))
+
+
 def count(database: Database, table: type) -> int:
     with database.read() as connection:
         return connection.scalar(select(func.count()).select_from(table)) or 0
@@ -60,6 +67,11 @@ def grow_old(database: Database, days: float) -> None:
     with database.write() as connection:
         connection.execute(update(Job).values(finished_at=Job.finished_at - seconds))
         connection.execute(update(Picture).values(used_at=Picture.used_at - seconds))
+
+
+def beat(database: Database, name: str, refuses: str | None = None) -> None:
+    identity = registry.Identity(name, "here", "CPU", None, refuses=refuses)
+    registry.beat(database, identity)
 
 
 def time(database: Database) -> float:
@@ -88,7 +100,8 @@ def end(database: Database, state: JobState, **given: Any) -> str:
     elif state == JobState.FAILED:
         jobs.fail(database, held, NumericalError("the style loss is not finite"))
     else:
-        jobs.cancel_running(database, held)
+        jobs.request(database, job_id, "cancel")
+        jobs.hand_back(database, held)
     assert row(database, job_id).state == state
     return job_id
 
@@ -174,7 +187,7 @@ def test_jobs_with_the_same_pictures_are_deleted_and_retried_at_once(
         order = there if number % 2 else there[::-1]
         ended.append(submit(database, content="cat", styles=order))
     for job_id in ended:
-        jobs.request_cancel(database, job_id)
+        jobs.request(database, job_id, "cancel")
     keep = [picture(name) for name in there[::-1]]
 
     def forget(some: list[str]) -> None:
@@ -331,7 +344,7 @@ def test_a_snapshot_is_named_with_its_losses(database: Database) -> None:
     held = claim(database)
     for step in (50, 100):
         key = snapshot_key(job_id, 1, step)
-        jobs.add_snapshot(database, held, key, replace(HALF_WAY, step=step))
+        jobs.add_snapshot(database, held, key, replace(HALF_WAY, step=step), (64, 48))
     assert snapshots(database, job_id) == [
         (50, f"jobs/{job_id}/1/snapshot-000050.png"),
         (100, f"jobs/{job_id}/1/snapshot-000100.png"),
@@ -343,7 +356,7 @@ def test_a_snapshot_that_is_recorded_twice_is_one(database: Database) -> None:
     job_id = submit(database)
     held = claim(database)
     for _ in range(2):
-        jobs.add_snapshot(database, held, "here", HALF_WAY)
+        jobs.add_snapshot(database, held, "here", HALF_WAY, (64, 48))
     assert snapshots(database, job_id) == [(HALF_WAY.step, "here")]
 
 
@@ -413,14 +426,14 @@ def test_a_job_that_starts_again_names_no_file_of_an_older_attempt(
 ) -> None:
     job_id = submit(database)
     first = claim(database)
-    jobs.add_snapshot(database, first, snapshot_key(job_id, 1, 50), HALF_WAY)
+    jobs.add_snapshot(database, first, snapshot_key(job_id, 1, 50), HALF_WAY, (64, 48))
     started = row(database, job_id).started_at
     jobs.hand_back(database, first)
     second = claim(database)
     assert snapshots(database, job_id) == []
     found = row(database, job_id)
     assert (found.step, found.started_at) == (0, started)
-    jobs.add_snapshot(database, second, snapshot_key(job_id, 2, 50), HALF_WAY)
+    jobs.add_snapshot(database, second, snapshot_key(job_id, 2, 50), HALF_WAY, (64, 48))
     assert len(snapshots(database, job_id)) == 1
 
 
@@ -436,12 +449,13 @@ WRITES: dict[str, Callable[[Database, Claim], object]] = {
     "report": lambda db, held: jobs.report(db, held, HALF_WAY, lease_seconds=30),
     "describe": lambda db, held: jobs.describe(db, held, {"threads": 2}),
     "add_snapshot": lambda db, held: jobs.add_snapshot(
-        db, held, result_key(held.job_id, held.attempt), HALF_WAY
+        *(db, held, result_key(held.job_id, held.attempt), HALF_WAY, (64, 48))
     ),
+    "save_checkpoint": lambda db, held: jobs.save_checkpoint(db, held, "state", 50),
     "succeed": lambda db, held: jobs.succeed(db, held, HALF_WAY, MADE),
     "fail": lambda db, held: jobs.fail(db, held, NumericalError("not finite")),
-    "cancel_running": jobs.cancel_running,
     "hand_back": jobs.hand_back,
+    "send_away": jobs.send_away,
 }
 
 
@@ -505,7 +519,7 @@ def test_cancelling_a_waiting_job_ends_it(database: Database, state: JobState) -
     job_id = submit(database)
     with database.write() as connection:
         connection.execute(update(Job).values(state=state))
-    jobs.request_cancel(database, job_id)
+    jobs.request(database, job_id, "cancel")
     found = row(database, job_id)
     assert (found.state, found.requested) == ("cancelled", None)
     assert found.finished_at is not None
@@ -516,12 +530,12 @@ def test_cancelling_a_waiting_job_ends_it(database: Database, state: JobState) -
 def test_cancelling_a_running_job_is_asked_of_its_worker(database: Database) -> None:
     job_id = submit(database)
     held = claim(database)
-    jobs.request_cancel(database, job_id)
+    jobs.request(database, job_id, "cancel")
     found = row(database, job_id)
     assert (found.state, found.requested, found.version) == ("running", "cancel", 3)
     assert jobs.renew(database, held, lease_seconds=30) == "cancel"
     assert jobs.report(database, held, HALF_WAY, lease_seconds=30) == "cancel"
-    jobs.cancel_running(database, held)
+    jobs.hand_back(database, held)
     found = row(database, job_id)
     assert (found.state, found.requested, found.worker) == ("cancelled", None, None)
 
@@ -529,9 +543,120 @@ def test_cancelling_a_running_job_is_asked_of_its_worker(database: Database) -> 
 def test_asking_twice_changes_nothing_that_a_client_sees(database: Database) -> None:
     job_id = submit(database)
     claim(database)
-    jobs.request_cancel(database, job_id)
+    jobs.request(database, job_id, "cancel")
     before = row(database, job_id)
-    jobs.request_cancel(database, job_id)
+    jobs.request(database, job_id, "cancel")
+    assert row(database, job_id) == before
+
+
+def test_a_waiting_job_is_paused_at_once_and_waits_again_when_resumed(
+    database: Database,
+) -> None:
+    job_id, other = submit(database), submit(database)
+    jobs.request(database, job_id, "pause")
+    found = row(database, job_id)
+    assert (found.state, found.requested, found.version) == ("paused", None, 2)
+    assert claim(database).job_id == other
+    assert jobs.claim(database, "w1", lease_seconds=30) is None
+    jobs.resume(database, job_id)
+    assert claim(database).job_id == job_id
+
+
+def test_a_running_job_is_paused_when_its_worker_lets_go_of_it(
+    database: Database,
+) -> None:
+    job_id = submit(database)
+    held = claim(database)
+    jobs.request(database, job_id, "pause")
+    assert row(database, job_id).state == "running"
+    assert jobs.renew(database, held, lease_seconds=30) == "pause"
+    jobs.hand_back(database, held)
+    found = row(database, job_id)
+    assert (found.state, found.requested, found.worker) == ("paused", None, None)
+    assert found.lease_until is None
+    assert found.losses == 0
+
+
+def test_a_paused_job_that_is_lost_meanwhile_is_paused(database: Database) -> None:
+    job_id = submit(database)
+    claim(database)
+    jobs.request(database, job_id, "pause")
+    run_out(database, job_id)
+    jobs.return_lost(database)
+    assert row(database, job_id).state == "paused"
+
+
+def test_a_pause_that_is_taken_back_in_time_does_not_stop_the_job(
+    database: Database,
+) -> None:
+    job_id = submit(database)
+    held = claim(database)
+    jobs.request(database, job_id, "pause")
+    jobs.resume(database, job_id)
+    assert jobs.renew(database, held, lease_seconds=30) is None
+    # Its worker may have heard of it all the same.
+    jobs.hand_back(database, held)
+    assert row(database, job_id).state == "queued"
+
+
+def test_only_a_paused_job_is_resumed(database: Database) -> None:
+    job_id = submit(database)
+    with pytest.raises(Conflict, match="queued; only a paused"):
+        jobs.resume(database, job_id)
+    claim(database)
+    with pytest.raises(Conflict, match="running; only a paused"):
+        jobs.resume(database, job_id)
+
+
+def test_a_job_that_waits_is_finished_with_its_newest_picture(
+    database: Database,
+) -> None:
+    job_id = submit(database)
+    held = claim(database)
+    save_snapshots(database, held, 10, 20)
+    jobs.hand_back(database, held)
+    jobs.request(database, job_id, "finish")
+    found = row(database, job_id)
+    assert (found.state, found.stop_reason) == ("succeeded", "finished_early")
+    assert found.result_key == snapshot_key(job_id, 1, 20)
+    assert (found.result_partial, found.requested) == (False, None)
+
+
+def test_a_job_without_a_picture_is_not_finished(database: Database) -> None:
+    job_id = submit(database)
+    with pytest.raises(Conflict, match="no picture yet"):
+        jobs.request(database, job_id, "finish")
+    assert row(database, job_id).version == 1
+    # Running, it is with the first one that it gets, whichever worker runs it then.
+    held = claim(database)
+    jobs.request(database, job_id, "finish")
+    jobs.hand_back(database, held)
+    found = row(database, job_id)
+    assert (found.state, found.requested) == ("queued", "finish")
+    again = claim(database)
+    assert jobs.renew(database, again, lease_seconds=30) == "finish"
+
+
+def test_nothing_takes_a_cancellation_back(database: Database) -> None:
+    job_id = submit(database)
+    held = claim(database)
+    jobs.request(database, job_id, "pause")
+    jobs.request(database, job_id, "cancel")
+    jobs.request(database, job_id, "finish")
+    assert jobs.renew(database, held, lease_seconds=30) == "cancel"
+    with pytest.raises(Conflict):
+        jobs.resume(database, job_id)
+
+
+@pytest.mark.parametrize("what", ["finish", "pause"])
+@pytest.mark.parametrize("state", ENDED)
+def test_an_ended_job_is_neither_finished_nor_paused(
+    database: Database, state: JobState, what: jobs.Request
+) -> None:
+    job_id = end(database, state)
+    before = row(database, job_id)
+    with pytest.raises(Conflict, match="has come to its end"):
+        jobs.request(database, job_id, what)
     assert row(database, job_id) == before
 
 
@@ -541,7 +666,7 @@ def test_cancelling_an_ended_job_leaves_it_as_it_is(
 ) -> None:
     job_id = end(database, state)
     before = row(database, job_id)
-    jobs.request_cancel(database, job_id)
+    jobs.request(database, job_id, "cancel")
     assert row(database, job_id) == before
 
 
@@ -550,7 +675,7 @@ def test_a_job_that_was_asked_to_be_cancelled_is_not_handed_back(
 ) -> None:
     job_id = submit(database)
     held = claim(database)
-    jobs.request_cancel(database, job_id)
+    jobs.request(database, job_id, "cancel")
     jobs.hand_back(database, held)
     found = row(database, job_id)
     assert (found.state, found.requested) == ("cancelled", None)
@@ -561,7 +686,7 @@ def test_a_job_that_succeeds_before_it_sees_its_cancellation_has_succeeded(
 ) -> None:
     job_id = submit(database)
     held = claim(database)
-    jobs.request_cancel(database, job_id)
+    jobs.request(database, job_id, "cancel")
     jobs.succeed(database, held, HALF_WAY, MADE)
     found = row(database, job_id)
     assert (found.state, found.requested) == ("succeeded", None)
@@ -619,8 +744,8 @@ def test_forgetting_deletes_the_rows_and_leaves_the_files_to_the_housekeeper(
 def test_forgetting_a_job_forgets_its_snapshots(database: Database) -> None:
     job_id = submit(database)
     held = claim(database)
-    jobs.add_snapshot(database, held, snapshot_key(job_id, 1, 50), HALF_WAY)
-    jobs.cancel_running(database, held)
+    jobs.add_snapshot(database, held, snapshot_key(job_id, 1, 50), HALF_WAY, (64, 48))
+    jobs.fail(database, held, NumericalError("not finite"))
     jobs.forget(database, job_id)
     assert count(database, Snapshot) == count(database, JobStyle) == 0
 
@@ -646,9 +771,14 @@ def test_forgetting_at_once_from_many_sides_forgets_once(database: Database) -> 
 def test_a_job_that_does_not_exist_is_not_found(
     database: Database, job_id: str
 ) -> None:
-    for ask in (jobs.request_cancel, jobs.forget):
+    asked: list[Callable[[], object]] = [
+        lambda: jobs.request(database, job_id, "cancel"),
+        lambda: jobs.resume(database, job_id),
+        lambda: jobs.forget(database, job_id),
+    ]
+    for ask in asked:
         with pytest.raises(NotFound) as refused:
-            ask(database, job_id)
+            ask()
         assert len(refused.value.message) < 100
     with pytest.raises(NotFound):
         jobs.retry(database, job_id, max_waiting=1)
@@ -682,11 +812,11 @@ def test_a_lost_job_that_was_asked_to_be_cancelled_is_cancelled(
 ) -> None:
     job_id = submit(database)
     claim(database)
-    jobs.request_cancel(database, job_id)
+    jobs.request(database, job_id, "cancel")
     run_out(database, job_id)
     assert jobs.return_lost(database) == [job_id]
     found = row(database, job_id)
-    assert (found.state, found.requested, found.losses) == ("cancelled", None, 0)
+    assert (found.state, found.requested) == ("cancelled", None)
 
 
 def test_a_job_that_loses_its_worker_again_and_again_fails(database: Database) -> None:
@@ -700,6 +830,123 @@ def test_a_job_that_loses_its_worker_again_and_again_fails(database: Database) -
     assert (found.state, found.error_code) == ("failed", "worker_lost")
     assert (found.error_fault, found.attempt) == ("machine", MAX_LOSSES)
     assert found.finished_at is not None
+    assert found.result_key is None
+
+
+def test_a_job_that_is_given_up_shows_its_newest_picture(database: Database) -> None:
+    job_id = submit(database)
+    for number in range(MAX_LOSSES):
+        save_snapshots(database, claim(database), 10, 20 + number)
+        run_out(database, job_id)
+        jobs.return_lost(database)
+    found = row(database, job_id)
+    key = snapshot_key(job_id, MAX_LOSSES, 20 + MAX_LOSSES - 1)
+    assert (found.result_key, found.result_partial) == (key, True)
+    assert (found.result_width, found.result_height) == (64, 48)
+
+
+def test_only_losses_without_a_newer_checkpoint_count(database: Database) -> None:
+    job_id = submit(database)
+    for number in range(3 * MAX_LOSSES):
+        held = claim(database)
+        if number % 4 == 3:
+            jobs.save_checkpoint(database, held, f"state-{number}", number)
+        run_out(database, job_id)
+        jobs.return_lost(database)
+    since = row(database, job_id).losses
+    assert 0 < since < MAX_LOSSES
+    for _ in range(MAX_LOSSES - since):
+        assert row(database, job_id).state == "queued"
+        claim(database)
+        run_out(database, job_id)
+        jobs.return_lost(database)
+    assert row(database, job_id).state == "failed"
+
+
+def test_a_lost_job_is_next_before_jobs_that_never_ran(database: Database) -> None:
+    first, second = submit(database), submit(database)
+    third = submit(database)
+    assert claim(database).job_id == first
+    assert claim(database).job_id == second
+    # In any order.
+    for job_id in (second, first):
+        run_out(database, job_id)
+        jobs.return_lost(database)
+    assert [claim(database).job_id for _ in range(3)] == [first, second, third]
+
+
+def test_a_job_goes_on_from_its_checkpoint_with_the_pictures_until_then(
+    database: Database,
+) -> None:
+    job_id = submit(database)
+    held = claim(database)
+    assert held.checkpoint is None
+    jobs.report(database, held, HALF_WAY, lease_seconds=30)
+    save_snapshots(database, held, 50, 100, 150)
+    jobs.save_checkpoint(database, held, "state-120", 120)
+    run_out(database, job_id)
+    jobs.return_lost(database)
+    again = claim(database)
+    assert (again.job_id, again.checkpoint) == (job_id, "state-120")
+    assert row(database, job_id).step == 120
+    assert [step for step, _ in snapshots(database, job_id)] == [50, 100]
+    # The next attempt has not saved one of its own yet.
+    jobs.hand_back(database, again)
+    assert claim(database).checkpoint == "state-120"
+
+
+def test_the_checkpoint_of_an_ended_job_is_to_be_deleted(database: Database) -> None:
+    job_id, running = submit(database), submit(database)
+    for held in (claim(database), claim(database)):
+        jobs.save_checkpoint(database, held, "state", 9)
+        if held.job_id == job_id:
+            jobs.succeed(database, held, HALF_WAY, MADE)
+    end(database, JobState.SUCCEEDED)
+    assert jobs.ended_with_checkpoint(database) == [job_id]
+    for one in (job_id, running):
+        jobs.forget_checkpoint(database, one)
+    assert jobs.ended_with_checkpoint(database) == []
+    assert row(database, job_id).checkpoint_key is None
+    assert row(database, running).checkpoint_key == "state"
+
+
+def test_a_job_that_a_machine_could_not_run_is_run_by_another(
+    database: Database,
+) -> None:
+    job_id = submit(database)
+    beat(database, "w1")
+    jobs.send_away(database, claim(database, "w1"))
+    found = row(database, job_id)
+    assert (found.state, found.faults, found.losses) == ("queued", 1, 0)
+    # Alone, it may try again.
+    held = claim(database, "w1")
+    assert held.faults == 1
+    jobs.send_away(database, held)
+    beat(database, "w2", refuses="broken")
+    jobs.send_away(database, claim(database, "w1"))
+    beat(database, "w2")
+    assert jobs.claim(database, "w1", lease_seconds=30) is None
+    assert claim(database, "w2").faults == 3
+
+
+def test_a_job_that_is_sent_away_does_what_was_asked_of_it(database: Database) -> None:
+    job_id = submit(database)
+    held = claim(database)
+    jobs.request(database, job_id, "pause")
+    jobs.send_away(database, held)
+    assert row(database, job_id).state == "paused"
+
+
+def test_a_claim_passes_by_what_does_not_fit(database: Database) -> None:
+    large, small = submit(database), submit(database)
+    change(database, large, least_bytes=2_000)
+    change(database, small, least_bytes=1_000)
+    assert jobs.claim(database, "w1", lease_seconds=30, budget=999) is None
+    held = jobs.claim(database, "w1", lease_seconds=30, budget=1_999)
+    assert held is not None
+    assert held.job_id == small
+    # A worker that knows no budget may hold anything.
+    assert claim(database).job_id == large
 
 
 def test_a_job_may_be_handed_back_any_number_of_times(database: Database) -> None:
@@ -737,7 +984,7 @@ def test_jobs_that_expire_while_people_delete_them_are_deleted_once(
 ) -> None:
     ids = [submit(database) for _ in range(20)]
     for job_id in ids:
-        jobs.request_cancel(database, job_id)
+        jobs.request(database, job_id, "cancel")
     grow_old(database, days=10)
 
     def forget_all() -> None:

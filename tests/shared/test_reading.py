@@ -15,7 +15,9 @@ NOBODY = "0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"
 
 def keep_snapshot(database: Database, held: Claim, step: int) -> str:
     key = snapshot_key(held.job_id, held.attempt, step)
-    jobs.add_snapshot(database, held, key, Progress(step, 0.5, 0.25, 8.0, 4.0))
+    jobs.add_snapshot(
+        database, held, key, Progress(step, 0.5, 0.25, 8.0, 4.0), (64, 48)
+    )
     return key
 
 

@@ -23,7 +23,9 @@ def change(database: Database, **values: Any) -> None:
 
 def keep_snapshot(database: Database, held: Claim, step: int) -> str:
     key = snapshot_key(held.job_id, held.attempt, step)
-    jobs.add_snapshot(database, held, key, Progress(step, 0.5, 0.25, 8.0, 4.0))
+    jobs.add_snapshot(
+        database, held, key, Progress(step, 0.5, 0.25, 8.0, 4.0), (64, 48)
+    )
     return key
 
 
@@ -75,7 +77,7 @@ def test_a_job_that_comes_while_one_pages_moves_nothing(database: Database) -> N
 def test_pages_of_one_state_hold_no_other(database: Database) -> None:
     ids = [submit(database) for _ in range(6)]
     running = [claim(database).job_id for _ in range(3)]
-    jobs.request_cancel(database, ids[4])
+    jobs.request(database, ids[4], "cancel")
     assert flat(pages(database, 2, "running")) == running[::-1]
     assert flat(pages(database, 2, "queued")) == [ids[5], ids[3]]
     assert pages(database, 2, "cancelled") == [[ids[4]]]
@@ -116,7 +118,7 @@ def test_jobs_are_counted_by_state(database: Database) -> None:
     assert reading.counts(database) == {}
     ids = [submit(database) for _ in range(4)]
     claim(database)
-    jobs.request_cancel(database, ids[3])
+    jobs.request(database, ids[3], "cancel")
     assert reading.counts(database) == {"queued": 2, "running": 1, "cancelled": 1}
 
 

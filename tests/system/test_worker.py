@@ -165,7 +165,7 @@ def test_a_running_job_is_cancelled(shared: Site) -> None:
     job = shared.submit(**ENDLESS)
     shared.painting(job)
     begun = time.monotonic()
-    jobs.request_cancel(shared.database, job)
+    jobs.request(shared.database, job, "cancel")
     assert shared.ended(job).state == "cancelled"
     assert time.monotonic() - begun < 10
 
@@ -180,7 +180,7 @@ def test_a_ping_is_answered_while_a_job_runs(shared: Site) -> None:
         app.close()
     assert list(answer.values()) == [{"ok": "pong"}]
     assert shared.row(job).state == "running"
-    jobs.request_cancel(shared.database, job)
+    jobs.request(shared.database, job, "cancel")
     shared.ended(job)
 
 
@@ -215,7 +215,7 @@ def test_messages_wait_in_the_queue_while_a_job_runs(shared: Site) -> None:
     time.sleep(1)
     # Not reserved by the busy worker: another one could take it.
     assert shared.bell.waiting() == 1
-    jobs.request_cancel(shared.database, running)
+    jobs.request(shared.database, running, "cancel")
     assert shared.ended(waiting).state == "succeeded"
 
 
@@ -229,6 +229,7 @@ def test_sigterm_hands_the_job_back_and_leaves_nothing(own: Site) -> None:
     assert time.monotonic() - begun < 15
     row = own.row(job)
     assert (row.state, row.worker) == ("queued", None)
+    assert row.checkpoint_step >= 1
     assert is_gone(main)
     assert is_gone(child)
     assert own.workers() == []
@@ -243,10 +244,72 @@ def test_a_killed_child_loses_neither_the_job_nor_the_worker(own: Site) -> None:
     assert own.row(job).state == "running"
     # What the housekeeper does once the lease has run out.
     own.wait_for(lambda: jobs.return_lost(own.database) == [job])
-    jobs.request_cancel(own.database, job)
+    jobs.request(own.database, job, "cancel")
     assert own.ended(own.submit()).state == "succeeded"
     assert own.processes()[0] == main
     assert own.processes()[1] != child
+
+
+def test_a_job_that_is_disturbed_in_every_way_ends_with_the_same_picture(
+    own: Site,
+) -> None:
+    given = {"steps": 1500, "seed": 5, "snapshot_every": 500}
+    undisturbed = own.ended(own.submit(**given))
+
+    job = own.submit(**given)
+    own.painting(job)
+    jobs.request(own.database, job, "pause")
+    own.wait_for(lambda: own.row(job).state == "paused")
+    paused_at = own.row(job).checkpoint_step
+    assert 1 <= paused_at < 1500
+
+    jobs.resume(own.database, job)
+    own.bell.ring(job)
+    own.wait_for(lambda: own.row(job).step > paused_at)
+    own.processes()[1].kill()
+    own.wait_for(lambda: jobs.return_lost(own.database) == [job])
+    own.bell.ring(job)
+    own.wait_for(lambda: own.row(job).attempt == 3 and own.row(job).step > paused_at)
+
+    own.launcher.terminate()
+    assert own.launcher.wait(30) == 0
+    stopped_at = own.row(job).checkpoint_step
+    assert paused_at < stopped_at < 1500
+    own.launcher = own._start()
+    own.bell.ring(job)
+    row = own.ended(job)
+    assert (row.state, row.attempt, row.losses) == ("succeeded", 4, 0)
+    assert (row.style_loss, row.content_loss) == (
+        *(undisturbed.style_loss, undisturbed.content_loss),
+    )
+    first, second = (
+        Image.open(io.BytesIO(own.store.get(one.result_key))).tobytes()
+        for one in (undisturbed, row)
+    )
+    assert first == second
+    # What was done once was not done again.
+    claims = [line for line in own.events() if line["event"] == "checkpoint_loaded"]
+    assert [line["step"] for line in claims] == [paused_at, paused_at, stopped_at]
+
+
+def test_a_wedged_worker_loses_its_job_and_is_replaced(own: Site) -> None:
+    job = own.submit(**ENDLESS)
+    own.painting(job)
+    main, child = own.processes()
+    child.suspend()
+    own.wait_for(lambda: jobs.return_lost(own.database) == [job])
+    # Another attempt, as if by another worker; then the first one wakes up.
+    held = jobs.claim(own.database, "another", lease_seconds=60)
+    assert held is not None
+    assert held.job_id == job
+    before = own.row(job)
+    child.resume()
+    own.wait_for(lambda: any(line["event"] == "job_lost" for line in own.events()))
+    assert own.row(job) == before
+    jobs.request(own.database, job, "cancel")
+    jobs.hand_back(own.database, held)
+    assert own.ended(own.submit()).state == "succeeded"
+    assert own.processes() == (main, child)
 
 
 def test_a_killed_main_process_ends_everything_with_an_error(own: Site) -> None:
@@ -316,7 +379,7 @@ def test_a_job_outlives_a_restart_of_the_broker(tmp_path: Path) -> None:
         server = valkey.start()
         site.wait_for(lambda: site.row(job).step > step)
         assert site.row(job).attempt == 1
-        jobs.request_cancel(site.database, job)
+        jobs.request(site.database, job, "cancel")
         site.ended(job)
         assert site.ended(site.submit()).state == "succeeded"
     finally:

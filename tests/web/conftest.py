@@ -179,7 +179,7 @@ class Worker:
     def snapshot(self, claim: Claim, step: int) -> None:
         key = snapshot_key(claim.job_id, claim.attempt, step)
         self._store.put(key, encode_png(colourful(600, 400)))
-        jobs.add_snapshot(self._database, claim, key, self.progress(step))
+        jobs.add_snapshot(self._database, claim, key, self.progress(step), (64, 48))
 
     def succeed(self, claim: Claim) -> None:
         key = result_key(claim.job_id, claim.attempt, claim.settings.result_suffix)

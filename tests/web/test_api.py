@@ -62,8 +62,10 @@ def test_a_submission_is_answered_with_the_job_and_its_address(
     assert job["links"] == {
         "self": here,
         "page": f"/jobs/{job['id']}",
-        "cancel": f"{here}/cancel",
-        "retry": f"{here}/retry",
+        **{
+            call: f"{here}/{call}"
+            for call in ("cancel", "finish", "pause", "resume", "retry")
+        },
     }
 
 
@@ -486,6 +488,7 @@ def test_the_workers_seen_lately_are_listed(
         "device": "H100",
         "memory_bytes": 80 * 10**9,
         "budget_bytes": 56 * 10**9,
+        "refuses": None,
         "job": job["id"],
         "steps_per_second": 8.1,
     }

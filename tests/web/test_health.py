@@ -131,7 +131,7 @@ def test_jobs_are_counted_by_state_and_workers_by_speed(
     ids = [submit(database) for _ in range(5)]
     worker.succeed(worker.claim())
     worker.snapshot(worker.claim(), 50)
-    jobs.request_cancel(database, ids[2])
+    jobs.request(database, ids[2], "cancel")
     with database.write() as connection:
         for name, age in (("gpu-1", 1), ("gpu-2", 2), ("long gone", 3600)):
             connection.execute(

@@ -214,7 +214,7 @@ def test_a_running_job_shows_how_far_it_is(
     held = claim(database)
     assert "Getting ready" in client.get(f"/jobs/{job_id}").text
     key = f"jobs/{job_id}/1/snapshot-000020.png"
-    jobs.add_snapshot(database, held, key, progress(20))
+    jobs.add_snapshot(database, held, key, progress(20), (64, 48))
     page = client.get(f"/jobs/{job_id}").text
     for text in ("20 of 150", "1 min 12 s", "After step 20", "Cancel"):
         assert text in page

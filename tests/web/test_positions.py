@@ -57,7 +57,7 @@ def test_those_behind_move_up_within_a_moment(
     ids = [submit(database) for _ in range(3)]
     assert positions.of(ids[2]) == 3
     assert claim(database).job_id == ids[0]
-    jobs.request_cancel(database, ids[1])
+    jobs.request(database, ids[1], "cancel")
     clock.now += REFRESH_SECONDS + 0.01
     assert [positions.of(job_id) for job_id in ids] == [None, None, 1]
 

@@ -34,7 +34,7 @@ def run(database: Database, worker: Worker, state: str) -> str:
     """Return a job in that state."""
     job_id = submit(database)
     if state == JobState.CANCELLED:
-        jobs.request_cancel(database, job_id)
+        jobs.request(database, job_id, "cancel")
     if state in (JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED):
         claim = worker.claim()
         worker.snapshot(claim, 50)
@@ -197,7 +197,7 @@ def test_a_cursor_outlives_the_job_that_it_names(
     ours = app.extensions[NAME]
     (newest,), cursor = records.page(ours, state=None, limit=1, cursor=None)
     assert newest["id"] == ids[2]
-    jobs.request_cancel(database, ids[2])
+    jobs.request(database, ids[2], "cancel")
     jobs.forget(database, ids[2])
     rest, end = records.page(ours, state=None, limit=5, cursor=cursor)
     assert [job["id"] for job in rest] == ids[1::-1]

@@ -13,15 +13,19 @@ from PIL import Image
 from sqlalchemy import select, update
 
 from stylequeue_shared import jobs
-from stylequeue_shared.artefacts import PREVIEW_SIZE, rendition_key
+from stylequeue_shared.artefacts import PREVIEW_SIZE, rendition_key, states_prefix
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import DiskFull, NumericalError
+from stylequeue_shared.estimates import planned_bytes
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.models import Base, Job, Snapshot
+from stylequeue_shared.plans import Plan
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
+from stylequeue_worker import checkpoints, lease, watchdog
 from stylequeue_worker import runner as runner_module
 from stylequeue_worker.draining import Draining
+from stylequeue_worker.engine.state import State
 from stylequeue_worker.engine.transfer import Step
 from stylequeue_worker.runner import Runner
 from tests.shared.outages import Flaky
@@ -29,6 +33,20 @@ from tests.shared.pictures import saved
 from tests.worker.submitting import submit, submit_bytes
 
 LEASE = 2.0
+
+
+class Stood:
+    """Where the fake engine stands: a picture, and a number to each step."""
+
+    def __init__(self, number: int, picture: torch.Tensor) -> None:
+        tensors = {f"pair-{one}": torch.tensor(one) for one in range(number)}
+        self._state = State(number, {"picture": picture, **tensors}, PLAN)
+
+    def state(self) -> State:
+        return self._state
+
+
+PLAN = Plan(64, 1, half=False, history=5)
 
 
 class Fake:
@@ -50,14 +68,23 @@ class Fake:
         styles: Sequence[Image.Image],
         settings: JobSettings,
         budget: int | None = None,
+        state: State | None = None,
+        at_border: Callable[[], None] = lambda: None,
     ) -> Iterator[Step]:
-        for number in range(1, settings.steps + 1):
+        for number in range(state.step + 1 if state else 1, settings.steps + 1):
             self.at.get(number, lambda: None)()
-            time.sleep(self.step_seconds)
+            until = time.monotonic() + self.step_seconds
+            at_border()
+            while time.monotonic() < until:
+                time.sleep(min(0.01, self.step_seconds))
+                at_border()
             self.painted.append(number)
             picture = torch.full((1, 3, 48, 64), 0.5)
-            reason = "completed" if number == settings.steps else None
-            yield Step(number, 10.0 / number, 1.0 / number, picture, stop_reason=reason)
+            yield Step(
+                *(number, 10.0 / number, 1.0 / number, picture),
+                stop_reason="completed" if number == settings.steps else None,
+                run=Stood(number, picture),
+            )
 
     def recover(self) -> None:
         self.recovered += 1
@@ -98,6 +125,22 @@ class Bench:
 
     def submit(self, **settings: Any) -> str:
         return submit(self.database, self.store, **settings)
+
+    def start_again(self) -> None:
+        """Have a new worker in the place of one that was told to stop."""
+        self.draining = Draining()
+        self.engine.at.clear()
+        self.runner._draining = self.draining
+
+    def run_until_it_fails(self, job_id: str) -> None:
+        """Run a job as often as one may fail by the machine's fault."""
+        for number in range(jobs.MAX_FAULTS):
+            row = self.row(job_id)
+            assert (row.state, row.attempt) == ("queued", number)
+            assert self.runner.run_next()
+
+    def states(self, job_id: str) -> Iterator[str]:
+        return self.store.keys(states_prefix(job_id))
 
     def row(self, job_id: str) -> Any:
         with self.database.read() as connection:
@@ -172,10 +215,10 @@ def test_the_content_s_alpha_is_kept_on_request(bench: Bench) -> None:
     paint = bench.engine.paint
 
     def look(
-        content: Image.Image, styles: Sequence[Image.Image], *others: Any
+        content: Image.Image, styles: Sequence[Image.Image], *others: Any, **more: Any
     ) -> Iterator[Step]:
         seen.append((content, *styles))
-        return paint(content, styles, *others)
+        return paint(content, styles, *others, **more)
 
     bench.engine.paint = look  # type: ignore[method-assign]
     job = submit_bytes(bench.database, bench.store, *uploads, keep_alpha=True)
@@ -249,10 +292,10 @@ def test_a_file_is_there_before_a_row_names_it(
     seen = []
     add_snapshot = jobs.add_snapshot
 
-    def look(db: Database, held: jobs.Claim, key: str, progress: jobs.Progress) -> None:
+    def look(db: Database, held: jobs.Claim, key: str, *more: Any) -> None:
         seen.append(bench.store.exists(key))
         seen.append(bench.store.exists(rendition_key(key, 512)))
-        add_snapshot(db, held, key, progress)
+        add_snapshot(db, held, key, *more)
 
     monkeypatch.setattr(jobs, "add_snapshot", look)
     bench.submit(steps=5, snapshot_every=2)
@@ -287,7 +330,7 @@ def test_pauses_for_saving_do_not_count_as_optimisation(bench: Bench) -> None:
 def test_a_request_to_cancel_is_seen_within_a_second(bench: Bench) -> None:
     job = bench.submit(steps=1000, snapshot_every=1000)
     bench.engine.step_seconds = 0.02
-    bench.engine.at[5] = lambda: jobs.request_cancel(bench.database, job)
+    bench.engine.at[5] = lambda: jobs.request(bench.database, job, "cancel")
     begun = time.monotonic()
     bench.runner.run_next()
     assert bench.row(job).state == "cancelled"
@@ -297,11 +340,147 @@ def test_a_request_to_cancel_is_seen_within_a_second(bench: Bench) -> None:
 
 def test_a_request_is_heard_during_a_long_step(bench: Bench) -> None:
     job = bench.submit(steps=3, snapshot_every=3)
-    bench.engine.at[1] = lambda: jobs.request_cancel(bench.database, job)
-    bench.engine.step_seconds = 1.5
+    bench.engine.at[1] = lambda: jobs.request(bench.database, job, "cancel")
+    bench.engine.step_seconds = 30
+    begun = time.monotonic()
     bench.runner.run_next()
     assert bench.row(job).state == "cancelled"
-    assert bench.engine.painted == [1]
+    assert bench.engine.painted == []
+    assert time.monotonic() - begun < 10
+
+
+def test_a_job_that_is_finished_early_has_its_newest_picture(bench: Bench) -> None:
+    job = bench.submit(steps=1000, snapshot_every=10)
+    bench.engine.step_seconds = 0.02
+    bench.engine.at[5] = lambda: jobs.request(bench.database, job, "finish")
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.stop_reason) == ("succeeded", "finished_early")
+    assert row.result_partial is False
+    assert row.step == bench.engine.painted[-1] < 500
+    assert bench.store.exists(row.result_key)
+
+
+def test_a_job_to_be_finished_gets_one_picture_at_least(bench: Bench) -> None:
+    job = bench.submit(steps=1000, snapshot_every=100)
+    bench.engine.at[1] = lambda: jobs.request(bench.database, job, "finish")
+    bench.engine.step_seconds = 1.5
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.stop_reason, row.step) == ("succeeded", "finished_early", 1)
+
+
+def test_a_paused_job_goes_on_from_where_it_was(bench: Bench) -> None:
+    job = bench.submit(steps=1000, snapshot_every=10)
+    bench.engine.step_seconds = 0.02
+    bench.engine.at[25] = lambda: jobs.request(bench.database, job, "pause")
+    bench.runner.run_next()
+    row = bench.row(job)
+    stopped = bench.engine.painted[-1]
+    assert (row.state, row.requested, row.worker) == ("paused", None, None)
+    assert row.checkpoint_step == stopped
+    assert not bench.runner.run_next()
+    jobs.resume(bench.database, job)
+    bench.engine.step_seconds = 0
+    bench.engine.at = {stopped + 1: lambda: seen.append(bench.row(job).step)}
+    seen: list[int] = []
+    assert bench.runner.run_next()
+    assert seen == [stopped]
+    assert bench.engine.painted == list(range(1, 1001))
+    row = bench.row(job)
+    assert (row.state, row.attempt, row.losses) == ("succeeded", 2, 0)
+    assert [shot.step for shot in bench.snapshots(job)] == list(range(10, 1001, 10))
+
+
+def test_a_worker_that_is_told_to_stop_leaves_a_checkpoint(bench: Bench) -> None:
+    job = bench.submit(steps=8, snapshot_every=3)
+    bench.engine.at[5] = bench.draining.start
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.checkpoint_step, row.losses) == ("queued", 4, 0)
+    assert [shot.step for shot in bench.snapshots(job)] == [3]
+
+
+def test_a_checkpoint_that_takes_too_long_is_not_written_by_a_worker_that_stops(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "LEAVE_SECONDS", 0)
+    job = bench.submit(steps=8)
+    bench.engine.at[5] = bench.draining.start
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.checkpoint_step) == ("queued", None)
+
+
+def test_checkpoints_are_written_on_the_way_and_only_what_is_new(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "SHARE", 1e9)
+    job = bench.submit(steps=6, snapshot_every=6)
+    seen = []
+    bench.engine.at = {
+        number: lambda: seen.append(
+            (bench.row(job).checkpoint_step, len(list(bench.states(job))))
+        )
+        for number in range(2, 7)
+    }
+    bench.runner.run_next()
+    # One record and one picture each; those before are gone.
+    assert seen == [(number, 2) for number in range(1, 6)]
+
+
+def test_a_checkpoint_that_cannot_be_stored_costs_only_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "SHARE", 1e9)
+    bench.store.refuses = lambda key: "states" in key and len(bench.engine.painted) < 4
+    job = bench.submit(steps=6, snapshot_every=6)
+    seen = []
+    bench.engine.at[6] = lambda: seen.append(bench.row(job).checkpoint_step)
+    bench.runner.run_next()
+    assert bench.row(job).state == "succeeded"
+    assert seen == [5]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "nonsense"])
+def test_a_job_whose_checkpoint_cannot_be_used_starts_again(
+    bench: Bench, damage: str
+) -> None:
+    job = bench.submit(steps=6, snapshot_every=2)
+    bench.engine.at[5] = bench.draining.start
+    bench.runner.run_next()
+    key = bench.row(job).checkpoint_key
+    if damage == "gone":
+        bench.store.delete_prefix(states_prefix(job))
+    else:
+        data = bench.store.get(key)
+        bench.store.put(key, data[:40] if damage == "cut" else b"no state at all")
+    bench.start_again()
+    bench.runner.run_next()
+    assert bench.row(job).state == "succeeded"
+    assert bench.engine.painted == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_worker_whose_steps_have_stopped_lets_its_lease_run_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(watchdog, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "end_process", ended.set)
+    job = bench.submit(steps=3)
+    until: list[float] = []
+
+    def hang() -> None:
+        assert ended.wait(20)
+        until.append(bench.row(job).lease_until)
+        time.sleep(LEASE)
+        until.append(bench.row(job).lease_until)
+
+    bench.engine.at[2] = hang
+    bench.runner.run_next()
+    assert until[0] == until[1]
 
 
 def test_a_worker_that_shuts_down_hands_its_job_back(bench: Bench) -> None:
@@ -310,7 +489,7 @@ def test_a_worker_that_shuts_down_hands_its_job_back(bench: Bench) -> None:
     bench.runner.run_next()
     row = bench.row(job)
     assert (row.state, row.worker, row.attempt) == ("queued", None, 1)
-    assert bench.engine.painted == [1, 2, 3]
+    assert bench.engine.painted == [1, 2]
     assert not bench.runner.run_next()
     assert bench.row(job).state == "queued"
 
@@ -377,7 +556,7 @@ def test_a_cancelled_job_is_not_put_back_by_a_worker_that_shuts_down(
     job = bench.submit(steps=100, snapshot_every=100)
 
     def both() -> None:
-        jobs.request_cancel(bench.database, job)
+        jobs.request(bench.database, job, "cancel")
         bench.draining.start()
 
     bench.engine.at[3] = both
@@ -423,10 +602,75 @@ def test_too_little_memory_is_the_machines_fault(
 
     job = bench.submit()
     bench.engine.at[1] = exhaust
-    bench.runner.run_next()
+    bench.run_until_it_fails(job)
     row = bench.row(job)
     assert (row.state, row.error_fault) == ("failed", "machine")
     assert "ran out of memory; a smaller image_size" in row.error_message
+
+
+def test_a_job_that_failed_by_the_machines_fault_goes_on_from_its_checkpoint(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoints, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "SHARE", 1e9)
+
+    def fail_once() -> None:
+        bench.engine.at.clear()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    job = bench.submit(steps=6)
+    bench.engine.at[5] = fail_once
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.faults, row.error_code) == ("queued", 1, None)
+    assert (row.avoids, row.losses, row.result_key) == ("the-worker", 0, None)
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.attempt) == ("succeeded", 2)
+    assert bench.engine.painted == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_worker_that_fails_three_jobs_in_a_row_takes_no_more(bench: Bench) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for number in range(2 * jobs.MAX_FAULTS - 1):
+        bench.submit(steps=2)
+        # One that goes well in between starts the count anew.
+        good = number == jobs.MAX_FAULTS - 1
+        bench.engine.at = {} if good else {1: fail}
+        assert bench.runner.refuses is None
+        assert bench.runner.run_next()
+    assert bench.runner.refuses == "3 jobs in a row failed here (machine)"
+    bench.engine.at.clear()
+    bench.submit()
+    assert not bench.runner.run_next()
+
+
+def test_a_job_that_needs_more_memory_than_there_is_is_left_to_others(
+    bench: Bench,
+) -> None:
+    large, small = bench.submit(), bench.submit(seed=8)
+    with bench.database.write() as connection:
+        needed = bench.engine.budget
+        assert needed is not None
+        connection.execute(update(Job).values(least_bytes=needed))
+        here = update(Job).where(Job.id == large)
+        connection.execute(here.values(least_bytes=needed + 1))
+    assert bench.runner.run_next()
+    assert bench.row(small).state == "succeeded"
+    assert not bench.runner.run_next()
+    assert bench.row(large).state == "queued"
+
+
+def test_a_job_that_has_run_takes_the_memory_of_its_plan(bench: Bench) -> None:
+    job = bench.submit(steps=3)
+    bench.runner.run_next()
+    row = bench.row(job)
+    settings = JobSettings.model_validate(row.settings)
+    budget = bench.engine.budget
+    assert row.least_bytes == planned_bytes(settings, (64, 48), budget)
 
 
 def test_an_error_of_ours_is_told_as_it_is(bench: Bench) -> None:
@@ -477,7 +721,7 @@ def test_a_picture_that_is_none_is_the_users_fault(bench: Bench) -> None:
 def test_a_missing_picture_is_not_the_users_fault(bench: Bench) -> None:
     job = bench.submit()
     bench.store.delete_prefix("pictures/")
-    bench.runner.run_next()
+    bench.run_until_it_fails(job)
     row = bench.row(job)
     assert (row.state, row.error_fault) == ("failed", "machine")
     assert "pictures/" not in row.error_message
@@ -587,7 +831,7 @@ def test_on_a_gpu_a_snapshot_of_a_lost_job_ends_the_attempt(bench: Bench) -> Non
 def test_a_result_that_cannot_be_stored_fails_the_job(bench: Bench) -> None:
     job = bench.submit()
     bench.store.refuses = lambda key: "result" in key
-    bench.runner.run_next()
+    bench.run_until_it_fails(job)
     row = bench.row(job)
     assert (row.state, row.error_code, row.error_fault) == (
         "failed",
@@ -605,7 +849,7 @@ def test_a_result_is_stored_at_the_second_try(bench: Bench) -> None:
     assert bench.row(job).state == "succeeded"
 
 
-def test_a_returned_job_starts_anew_under_its_next_attempt(bench: Bench) -> None:
+def test_a_returned_job_goes_on_under_its_next_attempt(bench: Bench) -> None:
     job = bench.submit(steps=6, snapshot_every=2)
     bench.engine.at[3] = bench.draining.start
     bench.runner.run_next()
@@ -621,5 +865,5 @@ def test_a_returned_job_starts_anew_under_its_next_attempt(bench: Bench) -> None
     assert other.run_next()
     row = bench.row(job)
     assert (row.state, row.attempt) == ("succeeded", 2)
-    assert [shot.step for shot in bench.snapshots(job)] == [2, 4, 6]
-    assert all(f"/{job}/2/" in shot.key for shot in bench.snapshots(job))
+    shots = [(shot.step, shot.key.split("/")[2]) for shot in bench.snapshots(job)]
+    assert shots == [(2, "1"), (4, "2"), (6, "2")]

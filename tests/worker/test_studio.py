@@ -27,7 +27,7 @@ def read(tmp_path, monkeypatch):
     def paint(**changes):
         grey = colourful(64, 48).convert("L").convert("RGB")
         list(studio.paint(grey, [colourful(64, 40)], settings(**changes)))
-        _, content, styles, _ = given
+        _, content, styles, *_ = given
         assert same(content, grey)
         return styles[0]
 

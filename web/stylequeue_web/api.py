@@ -122,7 +122,25 @@ def index(query: schemas.JobsQuery) -> Response:
 @blueprint.post("/jobs/<job_id>/cancel", responses={202: schemas.JobBody})
 def cancel(path: schemas.JobPath) -> Response:
     """Ask for a job to be cancelled; an ended one is left as it is."""
-    jobs.request_cancel(services().database, path.job_id)
+    return _requested(path.job_id, "cancel")
+
+
+@blueprint.post("/jobs/<job_id>/finish", responses={202: schemas.JobBody})
+def finish(path: schemas.JobPath) -> Response:
+    """Ask for the newest picture to become the result; 409 where there is none."""
+    return _requested(path.job_id, "finish")
+
+
+@blueprint.post("/jobs/<job_id>/pause", responses={202: schemas.JobBody})
+def pause(path: schemas.JobPath) -> Response:
+    """Ask for a job to be put aside, to go on later from where it stood."""
+    return _requested(path.job_id, "pause")
+
+
+@blueprint.post("/jobs/<job_id>/resume", responses={202: schemas.JobBody})
+def resume(path: schemas.JobPath) -> Response:
+    """Have a paused job wait for its turn again, before jobs that never ran."""
+    records.resume(services(), path.job_id)
     return _json(records.job(services(), path.job_id), 202)
 
 
@@ -172,6 +190,11 @@ def style(path: schemas.StylePath, query: schemas.PictureQuery) -> Response:
 def workers() -> Response:
     """Return the workers seen lately."""
     return _json({"workers": records.workers(services())})
+
+
+def _requested(job_id: str, what: jobs.Request) -> Response:
+    jobs.request(services().database, job_id, what)
+    return _json(records.job(services(), job_id), 202)
 
 
 def _refuse_unknown_fields() -> None:

@@ -84,7 +84,12 @@ def job(job_id: str) -> ResponseReturnValue:
         fact=words.fact,
         duration=words.duration,
         moment=words.moment,
-        vocabulary={"headlines": dict(words.HEADLINES), "faults": dict(words.FAULTS)},
+        asks=words.asks(record),
+        vocabulary={
+            "headlines": dict(words.HEADLINES),
+            "requested": dict(words.REQUESTED),
+            "faults": dict(words.FAULTS),
+        },
     )
 
 
@@ -101,7 +106,7 @@ def gallery() -> ResponseReturnValue:
         jobs=found,
         state=state,
         cursor=cursor,
-        states=[one for one in JobState if one != JobState.PAUSED],
+        states=list(JobState),
         older=older and url_for("pages.gallery", state=state, cursor=older),
         thumbnail=_thumbnail,
         moment=words.moment,
@@ -111,7 +116,25 @@ def gallery() -> ResponseReturnValue:
 @pages.post("/jobs/<job_id>/cancel")
 def cancel(job_id: str) -> ResponseReturnValue:
     """Cancel from a page without JavaScript."""
-    jobs.request_cancel(services().database, job_id)
+    return _asked(job_id, "cancel")
+
+
+@pages.post("/jobs/<job_id>/finish")
+def finish(job_id: str) -> ResponseReturnValue:
+    """Make the newest picture the result."""
+    return _asked(job_id, "finish")
+
+
+@pages.post("/jobs/<job_id>/pause")
+def pause(job_id: str) -> ResponseReturnValue:
+    """Put a job aside."""
+    return _asked(job_id, "pause")
+
+
+@pages.post("/jobs/<job_id>/resume")
+def resume(job_id: str) -> ResponseReturnValue:
+    """Have a paused job wait for its turn again."""
+    records.resume(services(), job_id)
     return redirect(url_for("pages.job", job_id=job_id), 303)
 
 
@@ -152,6 +175,11 @@ def error_page(status: int, detail: str = "") -> ResponseReturnValue:
         ),
         status,
     )
+
+
+def _asked(job_id: str, what: jobs.Request) -> ResponseReturnValue:
+    jobs.request(services().database, job_id, what)
+    return redirect(url_for("pages.job", job_id=job_id), 303)
 
 
 def _form_page(form: forms.PictureForm, source: str | None = None) -> str:

@@ -15,6 +15,8 @@ from stylequeue_shared.models import JobState
 from stylequeue_web.services import Services
 
 PREFIX = "/api/v1"
+# What may be asked of a job, each by a POST to an address of its own.
+CALLS = ("cancel", "finish", "pause", "resume", "retry")
 JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -85,6 +87,12 @@ def retry(services: Services, job_id: str) -> str:
     return again
 
 
+def resume(services: Services, job_id: str) -> None:
+    """Have a paused job wait for its turn again, and wake a worker."""
+    jobs.resume(services.database, job_id)
+    services.bell.ring(job_id)
+
+
 def workers(services: Services) -> list[dict[str, Any]]:
     """Return the workers seen lately, with the job that each runs."""
     return [
@@ -94,6 +102,7 @@ def workers(services: Services) -> list[dict[str, Any]]:
             "device": row.device,
             "memory_bytes": row.memory_bytes,
             "budget_bytes": row.budget_bytes,
+            "refuses": row.refuses,
             "job": row.job,
             "steps_per_second": row.steps_per_second,
             "seen_at": _time(row.seen_at),
@@ -137,8 +146,7 @@ def _body(row: Any, snapshots: Sequence[Any], position: int | None) -> dict[str,
         "links": {
             "self": here,
             "page": f"/jobs/{row.id}",
-            "cancel": f"{here}/cancel",
-            "retry": f"{here}/retry",
+            **{name: f"{here}/{name}" for name in CALLS},
         },
     }
 

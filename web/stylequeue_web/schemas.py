@@ -100,6 +100,9 @@ class Links(BaseModel):
     self: str
     page: str
     cancel: str
+    finish: str
+    pause: str
+    resume: str
     retry: str
 
 
@@ -144,6 +147,7 @@ class WorkerBody(BaseModel):
     device: str
     memory_bytes: int | None
     budget_bytes: int | None = Field(description="What a job may take of it.")
+    refuses: str | None = Field(description="Why it takes no more jobs.")
     job: str | None
     steps_per_second: float | None
     seen_at: str

@@ -10,6 +10,7 @@ from stylequeue_shared import jobs
 from stylequeue_shared.artefacts import original_key
 from stylequeue_shared.decoding import Inspected, inspect
 from stylequeue_shared.errors import DiskFull, InvalidPicture
+from stylequeue_shared.estimates import least_bytes
 from stylequeue_shared.job_settings import (
     MAX_STYLES,
     check_fits,
@@ -71,6 +72,7 @@ def submit(
         [picture.sha256 for picture in found[1:]],
         max_waiting=installation.max_waiting,
         estimate=expected,
+        least_bytes=least_bytes(completed, sizes[0]),
     )
     # If Redis is down the housekeeper sends the wake-up later.
     services.bell.ring(job_id)

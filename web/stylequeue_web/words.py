@@ -16,7 +16,12 @@ HEADLINES: Mapping[str, str] = {
     "succeeded": "Finished",
     "failed": "It failed",
     "cancelled": "Cancelled",
-    "cancelling": "Cancelling …",
+}
+# What a running job was asked to do, until it does it.
+REQUESTED: Mapping[str, str] = {
+    "cancel": "Cancelling …",
+    "finish": "Finishing …",
+    "pause": "Pausing …",
 }
 FAULTS: Mapping[str, str] = {
     "user": "Something about the pictures or settings: "
@@ -41,7 +46,21 @@ ERRORS: Mapping[int, tuple[str, str]] = {
 
 def headline(job: Mapping[str, Any]) -> str:
     """Return a job's state as a heading."""
-    return HEADLINES["cancelling" if job["requested"] == "cancel" else job["state"]]
+    return REQUESTED.get(job["requested"] or "", HEADLINES[job["state"]])
+
+
+def asks(job: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what may be asked of a job just now, as `words.js` does."""
+    found = []
+    if job["state"] == "paused" or job["requested"] == "pause":
+        found.append("resume")
+    elif job["state"] in ("queued", "running") and job["requested"] is None:
+        found.append("pause")
+    if job["requested"] in (None, "pause") and (
+        job["snapshots"] or (job["state"] == "running" and job["progress"])
+    ):
+        found.append("finish")
+    return (*found, "cancel")
 
 
 def detail(job: Mapping[str, Any]) -> str:
@@ -51,6 +70,8 @@ def detail(job: Mapping[str, Any]) -> str:
         return ", ".join(filter(None, parts))
     if job["state"] == "running" and not job["progress"]:
         return ", ".join(filter(None, ["Getting ready", _expected(job, " in all")]))
+    if job["state"] == "paused" and job["progress"]:
+        return f"after step {job['progress']['step']}"
     if job["started_at"] and job["finished_at"]:
         took = instant(job["finished_at"]) - instant(job["started_at"])
         return f"in {duration(took.total_seconds())}"

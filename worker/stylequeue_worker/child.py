@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import structlog
 
@@ -53,7 +54,8 @@ class Child:
     def _beat(self) -> None:
         while True:
             try:
-                registry.beat(self._database, self._identity)
+                identity = replace(self._identity, refuses=self._runner.refuses)
+                registry.beat(self._database, identity)
             except OUTAGE as error:
                 log.warning("heartbeat_not_written", error=str(error))
             time.sleep(BEAT_SECONDS)

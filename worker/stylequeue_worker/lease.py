@@ -1,5 +1,6 @@
 """The line between a running job and its row in the database."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import structlog
 from stylequeue_shared import jobs
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.errors import LeaseLost
+from stylequeue_worker.watchdog import Watchdog
 
 REPORT_SECONDS = 0.25
 # So often a request is looked for, however long a step takes.
@@ -19,14 +21,28 @@ RENEW_SECONDS = 1.0
 log = structlog.get_logger()
 
 
+def end_process() -> None:
+    """End this process at once: its thread that runs jobs may never return."""
+    os._exit(1)
+
+
 class Lease:
     """Renews the lease, writes progress and hears requests, in a thread of its own.
 
     So neither a long step nor a slow database holds up the other. Progress that an
-    outage of the database swallows is dropped: the next is worth more.
+    outage of the database swallows is dropped: the next is worth more. When the work
+    has stopped, so does the renewing, and `on_stuck` is called.
     """
 
-    def __init__(self, database: Database, held: jobs.Claim, seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        held: jobs.Claim,
+        seconds: float,
+        on_stuck: Callable[[], None] | None = None,
+    ) -> None:
+        self.watchdog = Watchdog()
+        self._on_stuck = on_stuck or end_process
         self.requested: str | None = None
         self.lost = False
         self._database = database
@@ -82,6 +98,10 @@ class Lease:
         renewed = float("-inf")
         pause = 0.0
         while not self._ended.wait(pause):
+            if self.watchdog.has_stopped:
+                log.critical("worker_stuck")
+                self._on_stuck()
+                return
             progress = self._progress
             news = progress is not written
             if news or time.monotonic() - renewed >= self._renew_seconds:

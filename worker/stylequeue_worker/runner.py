@@ -19,19 +19,23 @@ from stylequeue_shared.artefacts import (
 )
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.errors import (
+    BadState,
     LeaseLost,
     MachineError,
     NotFound,
     OurError,
     StyleQueueError,
 )
+from stylequeue_shared.estimates import planned_bytes
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.plans import Plan
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
 from stylequeue_worker import pictures
 from stylequeue_worker.beside import Beside, host_copy
+from stylequeue_worker.checkpoints import Checkpoints
 from stylequeue_worker.draining import Draining
+from stylequeue_worker.engine.state import State
 from stylequeue_worker.engine.transfer import Step, ran_out_of_memory
 from stylequeue_worker.lease import Lease
 
@@ -41,9 +45,16 @@ LAND_PAUSE_SECONDS = 5.0
 # A worker that shuts down tries this long to say how its job ended.
 DRAIN_SECONDS = 5.0
 
+# A checkpoint that would take longer is not written by a worker that shuts down.
+LEAVE_SECONDS = 8.0
+
 log = structlog.get_logger()
 
 End = Callable[[Database, jobs.Claim], None]
+
+
+class Interrupted(Exception):
+    """Raised within a step: the job is to stop, as was asked of it or of its worker."""
 
 
 class Painter(Protocol):
@@ -63,8 +74,13 @@ class Painter(Protocol):
         styles: Sequence[Image.Image],
         settings: JobSettings,
         budget: int | None = None,
+        state: State | None = None,
+        at_border: Callable[[], None] = ...,
     ) -> Iterator[Step]:
-        """Yield a step after each update of the picture."""
+        """Yield a step after each update of the picture, from a state on if given.
+
+        `at_border` is called within steps; what it raises comes out.
+        """
 
     def recover(self) -> None:
         """Let go of what a failed job may have left behind."""
@@ -88,14 +104,22 @@ class Runner:
         self._painter = painter
         self._name = name
         self._draining = draining
+        self._faults = 0
+        # Why it takes no more jobs.
+        self.refuses: str | None = None
 
     def run_next(self) -> bool:
         """Run the job whose turn it is; return whether one waited. Never raises."""
-        if self._draining.started:
+        if self._draining.started or self.refuses is not None:
             return False
         seconds = self._lease_seconds
         try:
-            held = jobs.claim(self._database, self._name, lease_seconds=seconds)
+            held = jobs.claim(
+                self._database,
+                self._name,
+                lease_seconds=seconds,
+                budget=self._painter.budget,
+            )
         except Exception:
             # The message is lost with it; the housekeeper sends another.
             log.exception("job_not_claimed")
@@ -107,15 +131,24 @@ class Runner:
             log.info("job_claimed", worker=self._name)
             try:
                 with Lease(self._database, held, seconds) as lease:
-                    Attempt(
+                    attempt = Attempt(
                         held, lease, self._store, self._painter, self._draining
-                    ).run()
+                    )
+                    attempt.run()
+                self._judge(attempt)
             except LeaseLost:
                 # Another attempt runs it by now, or somebody ended it: not our job.
                 log.warning("job_lost")
             except Exception:
                 log.exception("job_left_to_its_lease")
         return True
+
+    def _judge(self, attempt: "Attempt") -> None:
+        """Take no more jobs when this machine failed with several in a row."""
+        self._faults = 0 if attempt.fault is None else self._faults + 1
+        if self._faults >= jobs.MAX_FAULTS:
+            self.refuses = f"{self._faults} jobs in a row failed here ({attempt.fault})"
+            log.critical("worker_takes_no_more_jobs", reason=self.refuses)
 
 
 class Attempt:
@@ -136,12 +169,16 @@ class Attempt:
         self._painter = painter
         self._draining = draining
         self._clock = Clock(held.settings.steps)
-        self._newest: tuple[Step, Image.Image] | None = None
+        self._checkpoints = Checkpoints(held, lease, store)
+        self._newest: tuple[Step, jobs.Progress, Image.Image] | None = None
         # Fixed at the first claim: the picture depends on it.
         earlier = held.made_with or {}
         self._budget: int | None = earlier.get("memory_bytes", painter.budget)
         self._made_with = {**painter.made_with, "memory_bytes": self._budget}
         self._plan: Plan | None = None
+        self._least_bytes: int | None = None
+        # The code of the error, if it was the machine's fault that the job failed.
+        self.fault: str | None = None
 
     def run(self) -> None:
         """Paint, and end the job one way or another. Raises LeaseLost."""
@@ -162,25 +199,90 @@ class Attempt:
         keep_alpha = self._settings.keep_alpha
         content = self._decode(self._held.content_sha, keep_alpha=keep_alpha)
         styles = [self._decode(sha) for sha in self._held.style_shas]
+        gpu = self._painter.on_gpu
+        self._least_bytes = planned_bytes(
+            self._settings, content.size, self._budget, gpu=gpu
+        )
         self._describe()
-        steps = self._painter.paint(content, styles, self._settings, self._budget)
-        while (step := self._clock.next(steps)) is not None:
-            self._newest = step, content
-            self._note(step.plan)
-            progress = self._clock.progress(step)
-            self._lease.report(progress)
-            self._lease.check()
-            if self._lease.requested == "cancel":
-                return "job_cancelled", jobs.cancel_running
-            if step.stop_reason is not None:
-                beside.wait()
-                return self._finish(step, progress, content)
-            if self._draining.started:
-                return "job_handed_back", jobs.hand_back
-            if step.number % self._settings.snapshot_every == 0:
-                image = host_copy(step.image)
-                beside.do(partial(self._save_snapshot, image, progress, content))
+        steps = self._steps(content, styles)
+        try:
+            while (step := self._next(steps)) is not None:
+                self._note(step.plan)
+                progress = self._clock.progress(step)
+                self._newest = step, progress, content
+                self._lease.report(progress)
+                if step.stop_reason is not None:
+                    beside.wait()
+                    return self._finish(step, progress, content, step.stop_reason)
+                # First, since a job that goes on later goes on after this step.
+                if step.number % self._settings.snapshot_every == 0:
+                    image = host_copy(step.image)
+                    beside.do(partial(self._save_snapshot, image, progress, content))
+                self._heed()
+                if self._checkpoints.is_due:
+                    beside.do(self._checkpoints.saving(step.state()))
+        except Interrupted:
+            beside.wait()
+            return self._leave()
         raise OurError(f"The engine ended before step {self._settings.steps}.")
+
+    def _steps(
+        self, content: Image.Image, styles: Sequence[Image.Image]
+    ) -> Iterator[Step]:
+        """Yield the steps from the checkpoint on, or all of them."""
+        paint = partial(self._painter.paint, content, styles, self._settings)
+        paint = partial(paint, budget=self._budget, at_border=self._at_border)
+        state = self._checkpoints.load()
+        if state is not None:
+            try:
+                yield from paint(state=state)
+                return
+            except BadState as error:
+                log.warning("checkpoint_not_usable", error=error.message)
+        yield from paint()
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        with self._lease.watchdog.watching():
+            return self._clock.next(steps)
+
+    def _at_border(self) -> None:
+        self._lease.watchdog.beat()
+        self._heed()
+
+    def _heed(self) -> None:
+        """Raise Interrupted when the job is to stop here, LeaseLost when it is gone."""
+        self._lease.check()
+        requested = self._lease.requested
+        # One that is to be finished needs a picture first.
+        is_ready = requested != "finish" or self._newest is not None
+        if self._draining.started or (requested is not None and is_ready):
+            raise Interrupted
+
+    def _leave(self) -> tuple[str, End]:
+        """Do what was asked of the job; or hand it back, for the worker shuts down."""
+        requested = self._lease.requested
+        if self._newest is not None and requested == "finish":
+            return self._finish(*self._newest, "finished_early")
+        if self._newest is not None and requested != "cancel":
+            self._save_last(self._newest[0])
+        return "job_handed_back", jobs.hand_back
+
+    def _save_last(self, step: Step) -> None:
+        """Save where the job stands, if there is the time for it."""
+        try:
+            state = step.state()
+        except BadState as error:
+            log.warning("checkpoint_not_taken", error=error.message)
+            return
+        for pause in (*STORE_PAUSES, None):
+            seconds = self._checkpoints.seconds_for(state)
+            if self._draining.started and seconds > LEAVE_SECONDS:
+                log.warning("checkpoint_takes_too_long", seconds=round(seconds, 1))
+                return
+            if self._checkpoints.save(state) or pause is None:
+                return
+            if not self._wait(pause):
+                return
 
     def _decode(self, sha256: str, *, keep_alpha: bool = False) -> Image.Image:
         try:
@@ -202,7 +304,8 @@ class Attempt:
 
     def _describe(self) -> None:
         try:
-            self._lease.write(partial(_describe, dict(self._made_with)))
+            made_with = dict(self._made_with)
+            self._lease.write(partial(_describe, made_with, self._least_bytes))
         except OUTAGE as error:
             log.warning("description_not_written", error=str(error))
 
@@ -217,7 +320,7 @@ class Attempt:
         try:
             picture = pictures.finish(image(), content, self._settings)
             self._put(key, images.encode_png(picture, self._text()), picture)
-            self._lease.write(partial(_add_snapshot, key, progress))
+            self._lease.write(partial(_add_snapshot, key, progress, picture.size))
         except LeaseLost:
             raise
         except (*OUTAGE, OSError, MachineError) as error:
@@ -226,7 +329,7 @@ class Attempt:
             log.info("snapshot_saved", **vars(progress))
 
     def _finish(
-        self, step: Step, progress: jobs.Progress, content: Image.Image
+        self, step: Step, progress: jobs.Progress, content: Image.Image, reason: str
     ) -> tuple[str, End]:
         key, data, picture = self._result(step.image, content)
         if not self._put_persistently(key, data, picture):
@@ -234,16 +337,17 @@ class Attempt:
         if step.number % self._settings.snapshot_every == 0:
             if self._settings.result_format == "png":
                 # The last snapshot is the result: one file, named twice.
-                self._name_last_snapshot(key, progress)
+                self._name_last_snapshot(key, progress, picture.size)
             else:
                 self._save_snapshot(lambda: step.image, progress, content)
         result = jobs.Result(key, picture.width, picture.height)
-        reason = step.stop_reason or "completed"
         return "job_succeeded", partial(_succeed, progress, result, reason)
 
-    def _name_last_snapshot(self, key: str, progress: jobs.Progress) -> None:
+    def _name_last_snapshot(
+        self, key: str, progress: jobs.Progress, size: tuple[int, int]
+    ) -> None:
         try:
-            self._lease.write(partial(_add_snapshot, key, progress))
+            self._lease.write(partial(_add_snapshot, key, progress, size))
         except OUTAGE as error:
             log.warning("snapshot_dropped", step=progress.step, error=str(error))
 
@@ -276,13 +380,19 @@ class Attempt:
                         "The store did not take the result "
                         f"({type(error).__name__}), tried for a minute."
                     ) from error
-            until = time.monotonic() + pause
-            while time.monotonic() < until:
-                self._lease.check()
-                if self._draining.started:
-                    return False
-                time.sleep(0.1)
+            if not self._wait(pause):
+                return False
         raise AssertionError("the last pause is None")
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait; return False at once if told to shut down. Raises LeaseLost."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._lease.check()
+            if self._draining.started:
+                return False
+            time.sleep(0.1)
+        return True
 
     def _text(self) -> dict[str, str]:
         return pictures.description(self._settings, self._made_with)
@@ -296,13 +406,17 @@ class Attempt:
     def _failed(self, error: StyleQueueError) -> tuple[str, End]:
         self._painter.recover()
         log.error("job_fails", code=error.code, exc_info=error.__cause__ or error)
+        if error.fault == "machine":
+            self.fault = error.code
+            if self._held.faults + 1 < jobs.MAX_FAULTS:
+                return "job_sent_away", jobs.send_away
         return "job_failed", partial(_fail, error, self._partial())
 
     def _partial(self) -> jobs.Result | None:
         """Store the best picture of a job that fails: better than none at all."""
         if self._newest is None:
             return None
-        step, content = self._newest
+        step, _, content = self._newest
         image = step.image if step.best is None else step.best
         try:
             key, data, picture = self._result(image, content)
@@ -396,14 +510,20 @@ class Pace:
 # -- Changes of the job's row, as the lease makes them --------------------------------
 
 
-def _describe(made_with: dict[str, Any], db: Database, held: jobs.Claim) -> None:
-    jobs.describe(db, held, made_with)
+def _describe(
+    made_with: dict[str, Any], least_bytes: int | None, db: Database, held: jobs.Claim
+) -> None:
+    jobs.describe(db, held, made_with, least_bytes)
 
 
 def _add_snapshot(
-    key: str, progress: jobs.Progress, db: Database, held: jobs.Claim
+    key: str,
+    progress: jobs.Progress,
+    size: tuple[int, int],
+    db: Database,
+    held: jobs.Claim,
 ) -> None:
-    jobs.add_snapshot(db, held, key, progress)
+    jobs.add_snapshot(db, held, key, progress, size)
 
 
 def _succeed(

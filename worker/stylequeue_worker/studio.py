@@ -1,6 +1,6 @@
 """The engine with what it needs at hand: weights, network, device. One per process."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +15,7 @@ from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.plans import MB
 from stylequeue_shared.settings import Settings
 from stylequeue_worker.engine.network import build_network
+from stylequeue_worker.engine.state import State
 from stylequeue_worker.engine.transfer import Step, ran_out_of_memory, transfer
 from stylequeue_worker.memory import keep_freed_memory, total_memory
 from stylequeue_worker.pictures import content_tensor, style_tensor, with_histogram_of
@@ -92,18 +93,23 @@ class Studio:
         styles: Sequence[Image.Image],
         settings: JobSettings,
         budget: int | None = None,
+        state: State | None = None,
+        at_border: Callable[[], None] = lambda: None,
     ) -> Iterator[Step]:
-        """Yield a step after each update of the picture.
+        """Yield a step after each update of the picture, from a state on if given.
 
         `budget` is the memory that the job may take; left out, this worker's.
+        `at_border` is called many times in a long step; what it raises comes out.
         """
         yield from transfer(
             self._network,
             # No names here keep these: the run lets go of them when it has read them.
             *self._read(content, styles, settings),
             settings,
+            state,
             budget=budget or self.budget,
             fast_low=self._fast_low,
+            at_border=at_border,
         )
 
     def _read(

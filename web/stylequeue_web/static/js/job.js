@@ -3,7 +3,7 @@
 import { drawLosses } from "./chart.js";
 import { watch } from "./poll.js";
 import { Stage } from "./stage.js";
-import { detail, duration, fact, faults, headline } from "./words.js";
+import { asks, detail, duration, fact, faults, headline } from "./words.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
 const find = (id) => document.querySelector(`#${id}`);
@@ -24,7 +24,9 @@ draw(first);
 
 if (!isOver(first)) {
   const again = watch(page.dataset.url, { onJob: draw, onTrouble: complain, isOver });
-  find("cancel-action").addEventListener("submit", (event) => cancel(event, again));
+  for (const one of document.querySelectorAll("[data-ask]")) {
+    one.addEventListener("submit", (event) => ask(event, one.dataset.ask, again));
+  }
 }
 
 function draw(job) {
@@ -91,9 +93,11 @@ function drawEnd(job) {
   setText("attempt", String(job.attempt));
   drawMadeWith(job.made_with ?? {});
   find("retry-action").querySelector("button").textContent = job.state === "succeeded" ? "Paint it again" : "Retry";
-  const button = find("cancel-action").querySelector("button");
-  button.disabled = job.requested === "cancel";
-  button.textContent = button.disabled ? "Cancelling …" : "Cancel";
+  const possible = asks(job);
+  for (const one of document.querySelectorAll("[data-ask]")) {
+    one.hidden = !possible.includes(one.dataset.ask);
+    one.querySelector("button").disabled = one.dataset.ask === "cancel" && job.requested === "cancel";
+  }
 }
 
 function drawMadeWith(entries) {
@@ -127,19 +131,19 @@ function announce(job) {
   told = { state: job.state, at: now };
 }
 
-async function cancel(event, again) {
+// What the button of that name stands for; the next poll tells what came of it.
+async function ask(event, name, again) {
   event.preventDefault();
   const button = event.target.querySelector("button");
   button.disabled = true;
-  button.textContent = "Cancelling …";
   try {
-    const answer = await fetch(first.links.cancel, { method: "POST" });
-    if (!answer.ok) throw new Error(answer.status);
+    const answer = await fetch(first.links[name], { method: "POST" });
+    // Too late for it, as the next poll will show.
+    if (!answer.ok && answer.status !== 409) throw new Error(answer.status);
   } catch {
-    button.disabled = false;
-    button.textContent = "Cancel";
-    complain("Cancelling did not reach the server. Please try again.");
+    complain("That did not reach the server. Please try again.");
   }
+  button.disabled = false;
   again();
 }
 

@@ -1,14 +1,25 @@
 // What a job's state reads as; `words.py` has the tables and says the same.
 
-export const { headlines, faults } = JSON.parse(document.querySelector("#vocabulary").textContent);
+export const { headlines, requested, faults } = JSON.parse(document.querySelector("#vocabulary").textContent);
 
 export function headline(job) {
-  return headlines[job.requested === "cancel" ? "cancelling" : job.state];
+  return requested[job.requested] ?? headlines[job.state];
+}
+
+// What may be asked of a job just now; the page has a button for each.
+export function asks(job) {
+  const found = [];
+  if (job.state === "paused" || job.requested === "pause") found.push("resume");
+  else if (["queued", "running"].includes(job.state) && !job.requested) found.push("pause");
+  const hasPicture = job.snapshots.length > 0 || (job.state === "running" && job.progress);
+  if ((!job.requested || job.requested === "pause") && hasPicture) found.push("finish");
+  return [...found, "cancel"];
 }
 
 export function detail(job) {
   if (job.state === "queued") return [place(job.queue_position), expected(job, " once it starts")].filter(Boolean).join(", ");
   if (job.state === "running" && !job.progress) return ["Getting ready", expected(job, " in all")].filter(Boolean).join(", ");
+  if (job.state === "paused" && job.progress) return `after step ${job.progress.step}`;
   if (job.started_at && job.finished_at) {
     return `in ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000)}`;
   }
