@@ -1,5 +1,6 @@
 """The connection to the database: SQLite in WAL mode, or PostgreSQL."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +164,8 @@ def _engine(url: str, *, pooled: bool, **more: Any) -> Engine:
 def _set_up_sqlite(connection: Any, record: object) -> None:
     # Transactions are begun by _begin_sqlite, not by the driver.
     connection.isolation_level = None
+    # Not every SQLite is built with it.
+    connection.create_function("exp", 1, _exp, deterministic=True)
     cursor = connection.cursor()
     # First, since turning WAL on may itself have to wait for another process.
     cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
@@ -170,6 +173,10 @@ def _set_up_sqlite(connection: Any, record: object) -> None:
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _exp(power: float | None) -> float | None:
+    return None if power is None else math.exp(power)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -129,10 +129,7 @@ class Housekeeper:
         """Send the wake-ups that are missing: no more than idle workers could take."""
         with self._database.read() as connection:
             waiting = connection.scalars(
-                select(Job.id)
-                .where(Job.state == JobState.QUEUED)
-                .order_by(Job.turn, Job.id)
-                .limit(1000)
+                select(Job.id).where(Job.state == JobState.QUEUED).limit(1000)
             ).all()
             busy = exists().where(
                 Job.worker == WorkerRow.name, Job.state == JobState.RUNNING
@@ -143,6 +140,7 @@ class Housekeeper:
                 .where(
                     WorkerRow.seen_at > now() - jobs.ALIVE_SECONDS,
                     WorkerRow.refuses.is_(None),
+                    WorkerRow.drain.is_(None),
                     ~busy,
                 )
             )

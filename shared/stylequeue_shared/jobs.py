@@ -15,6 +15,7 @@ from typing import Any, Literal
 import uuid_utils
 from pydantic import ValidationError
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     case,
     delete,
@@ -46,10 +47,21 @@ from stylequeue_shared.models import (
     Job,
     JobState,
     JobStyle,
+    Owner,
     Picture,
     Snapshot,
+    Switch,
     Trash,
     Worker,
+)
+from stylequeue_shared.turns import (
+    Priority,
+    ahead,
+    in_front,
+    next_job,
+    standing,
+    turn_of,
+    used_seconds,
 )
 
 # Workers lost after which the job, not the machines, is to blame.
@@ -58,12 +70,13 @@ MAX_LOSSES = 5
 MAX_FAULTS = 3
 # A worker beats every 5 s; after three missed beats it counts as gone.
 ALIVE_SECONDS = 15.0
-# By how many seconds jobs that ran are before those that never did: centuries.
-AHEAD = 1e10
 # What may be asked of a job that is not at its end.
 Request = Literal["cancel", "finish", "pause"]
-# PostgreSQL's lock under which waiting jobs are counted and added; any number does.
-SUBMITTING = 7_211
+# PostgreSQL's locks under which waiting jobs are counted and added, and under which
+# they are claimed; any numbers do.
+SUBMITTING, CLAIMING = 7_211, 7_212
+# The switch by which an operator has no job claimed.
+PAUSED = "queue_paused"
 
 
 @dataclass(frozen=True)
@@ -139,23 +152,28 @@ def submit(
     max_waiting: int,
     estimate: dict[str, Any] | None = None,
     least_bytes: int | None = None,
+    priority: Priority = "normal",
+    owner: str = "",
 ) -> str:
     """Record a job as queued and return its id, a UUIDv7.
 
-    No worker that may take less than `least_bytes` of memory is to claim it.
+    No worker that may take less than `least_bytes` of memory is to claim it. The jobs
+    of an `owner` share the workers with those of others; many installations have one.
     Raises QueueFull when `max_waiting` jobs wait already.
     """
-    foreseen = {"estimate": estimate, "least_bytes": least_bytes}
+    values = {"estimate": estimate, "least_bytes": least_bytes}
+    values |= {"turn": turn_of(now(), priority), **standing(priority, owner)}
     with database.write() as connection:
         refuse_when_full(connection, max_waiting)
         return _insert(
-            connection, settings.model_dump(), content_sha, style_shas, foreseen
+            connection, settings.model_dump(), content_sha, style_shas, values
         )
 
 
 def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
     """Record a new job with the pictures, settings and estimate of an ended one.
 
+    It has the same owner, but no priority: that is not for everybody to repeat.
     Raises NotFound, Conflict while it is not terminal, and QueueFull.
     """
     with database.write() as connection:
@@ -165,8 +183,9 @@ def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
         refuse_when_full(connection, max_waiting)
         shas = _styles_of(connection, job_id)
         _touch_pictures(connection, [job_id])
-        foreseen = {"estimate": job.estimate, "least_bytes": job.least_bytes}
-        return _insert(connection, job.settings, job.content_sha, shas, foreseen)
+        values = {"estimate": job.estimate, "least_bytes": job.least_bytes}
+        values |= {"turn": now(), **standing("normal", job.owner)}
+        return _insert(connection, job.settings, job.content_sha, shas, values)
 
 
 def refuse_when_full(connection: Connection, max_waiting: int) -> None:
@@ -189,7 +208,7 @@ def _insert(
     settings: dict[str, Any],
     content_sha: str,
     style_shas: Sequence[str],
-    foreseen: dict[str, Any],
+    values: dict[str, Any],
 ) -> str:
     job_id = str(uuid_utils.uuid7())
     connection.execute(
@@ -198,9 +217,8 @@ def _insert(
             state=JobState.QUEUED,
             settings=settings,
             content_sha=content_sha,
-            **foreseen,
             created_at=now(),
-            turn=now(),
+            **values,
         )
     )
     connection.execute(
@@ -249,53 +267,68 @@ def _take_turn(
     connection: Connection, worker: str, lease_seconds: float, budget: int | None
 ) -> Any:
     """Mark the job whose turn it is as running and return its row, if there is one."""
+    if connection.dialect.name == "postgresql":
+        # Whose turn it is depends on who was claimed before.
+        connection.execute(select(func.pg_advisory_xact_lock(CLAIMING)))
+    turn = next_job(*_suits(worker, budget))
+    while (job_id := connection.scalar(turn)) is not None:
+        row = connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.state == JobState.QUEUED)
+            .values(
+                state=JobState.RUNNING,
+                version=Job.version + 1,
+                worker=worker,
+                attempt=Job.attempt + 1,
+                claimed_at=now(),
+                lease_until=now() + lease_seconds,
+                started_at=func.coalesce(Job.started_at, now()),
+                # A job that ran before goes on from its checkpoint, or starts again;
+                # null stands for "never a step".
+                step=case(
+                    (Job.step.is_(None), null()),
+                    else_=func.coalesce(Job.checkpoint_step, 0),
+                ),
+            )
+            .returning(
+                *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
+                *(Job.checkpoint_key, Job.checkpoint_step, Job.faults),
+            )
+        ).one_or_none()
+        # None: somebody cancelled or paused it just now.
+        if row is not None:
+            if row.attempt > 1:
+                _forget_snapshots_after(connection, row.id, row.checkpoint_step)
+            return row
+    return None
+
+
+def _suits(worker: str, budget: int | None) -> list[ColumnElement[bool]]:
+    """Return what makes a waiting job one that this worker may claim."""
     another = exists().where(
         Worker.name != worker,
         Worker.seen_at > now() - ALIVE_SECONDS,
         Worker.refuses.is_(None),
+        Worker.drain.is_(None),
     )
-    suits = [or_(Job.avoids.is_(None), Job.avoids != worker, ~another)]
+    drained = exists().where(Worker.name == worker, Worker.drain.is_not(None))
+    suits = [
+        ~exists().where(Switch.name == PAUSED),
+        ~drained,
+        or_(Job.avoids.is_(None), Job.avoids != worker, ~another),
+    ]
     if budget is not None:
         suits.append(or_(Job.least_bytes.is_(None), Job.least_bytes <= budget))
-    turn = (
-        select(Job.id)
-        .where(Job.state == JobState.QUEUED, *suits)
-        # By the index: first what ran before, then the oldest.
-        .order_by(Job.turn, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer
-        .scalar_subquery()
+    return suits
+
+
+def _forget_snapshots_after(
+    connection: Connection, job_id: str, step: int | None
+) -> None:
+    """Forget those of steps that are done again: they are saved again."""
+    connection.execute(
+        delete(Snapshot).where(Snapshot.job_id == job_id, Snapshot.step > (step or 0))
     )
-    row = connection.execute(
-        update(Job)
-        .where(Job.id == turn, Job.state == JobState.QUEUED)
-        .values(
-            state=JobState.RUNNING,
-            version=Job.version + 1,
-            worker=worker,
-            attempt=Job.attempt + 1,
-            lease_until=now() + lease_seconds,
-            started_at=func.coalesce(Job.started_at, now()),
-            # A job that ran before goes on from its checkpoint, or starts again; null
-            # stands for "never a step".
-            step=case(
-                (Job.step.is_(None), null()),
-                else_=func.coalesce(Job.checkpoint_step, 0),
-            ),
-        )
-        .returning(
-            *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
-            *(Job.checkpoint_key, Job.checkpoint_step, Job.faults),
-        )
-    ).one_or_none()
-    if row is not None:
-        # Steps that are done again are saved again.
-        connection.execute(
-            delete(Snapshot).where(
-                Snapshot.job_id == row.id, Snapshot.step > (row.checkpoint_step or 0)
-            )
-        )
-    return row
 
 
 def _unreadable(error: ValidationError) -> dict[str, Any]:
@@ -393,7 +426,9 @@ def succeed(
 ) -> None:
     """End the job with its picture. Raises LeaseLost."""
     values = _ended(JobState.SUCCEEDED) | vars(progress) | _result(result)
-    _guarded(database, held, {**values, "stop_reason": stop_reason, "eta_seconds": 0.0})
+    values |= {"stop_reason": stop_reason, "eta_seconds": 0.0}
+    with database.write() as connection:
+        _let_go(connection, held, values)
 
 
 def fail(
@@ -404,7 +439,9 @@ def fail(
 ) -> None:
     """End the job with a reason, and its best picture if any. Raises LeaseLost."""
     values = _ended(JobState.FAILED) | _error(error.code, error.message, error.fault)
-    _guarded(database, held, values | (_result(partial) if partial else {}))
+    values |= _result(partial) if partial else {}
+    with database.write() as connection:
+        _let_go(connection, held, values)
 
 
 def send_away(database: Database, held: Claim) -> None:
@@ -415,7 +452,7 @@ def send_away(database: Database, held: Claim) -> None:
     values = _at_rest(JobState.QUEUED)
     values |= {"faults": Job.faults + 1, "avoids": Job.worker}
     with database.write() as connection:
-        _heed(connection, held.job_id, _guard(connection, held, values))
+        _heed(connection, held.job_id, _let_go(connection, held, values))
 
 
 def hand_back(database: Database, held: Claim) -> None:
@@ -425,7 +462,7 @@ def hand_back(database: Database, held: Claim) -> None:
     since the worker shuts down, it goes on later.
     """
     with database.write() as connection:
-        requested = _guard(connection, held, _at_rest(JobState.QUEUED))
+        requested = _let_go(connection, held, _at_rest(JobState.QUEUED))
         _heed(connection, held.job_id, requested)
 
 
@@ -472,6 +509,51 @@ def resume(database: Database, job_id: str) -> None:
             raise Conflict(f"The job is {job.state}; only a paused one can be resumed.")
 
 
+# -- Asked for by operators -----------------------------------------------------------
+
+
+def put_in_front(database: Database, job_id: str) -> None:
+    """Make a waiting job the next one. Raises NotFound, and Conflict if none waits."""
+    with database.write() as connection:
+        waits = Job.state == JobState.QUEUED
+        earliest = connection.scalar(select(func.min(Job.turn)).where(waits))
+        _change_waiting(connection, job_id, in_front(earliest or 0.0))
+
+
+def prioritise(database: Database, job_id: str, priority: Priority) -> None:
+    """Move a waiting job to another class. Raises NotFound, Conflict unless it waits.
+
+    One that was put in front is there no longer; one that ran already stays ahead.
+    """
+    with database.write() as connection:
+        job = _state_of(connection, job_id)
+        values = standing(priority, job.owner)
+        values["turn"] = turn_of(Job.created_at, priority)
+        if job.attempt:
+            values |= ahead()
+        _change_waiting(connection, job_id, values)
+
+
+def _change_waiting(
+    connection: Connection, job_id: str, values: dict[str, Any]
+) -> None:
+    state = _state_of(connection, job_id).state
+    if state != JobState.QUEUED:
+        raise Conflict(f"The job is {state}; only a waiting one has a turn to change.")
+    here = update(Job).where(Job.id == job_id)
+    connection.execute(here.values(**values, version=Job.version + 1))
+
+
+def pause_queue(database: Database, *, paused: bool) -> None:
+    """Have no waiting job claimed until this is taken back; running ones go on."""
+    with database.write() as connection:
+        if paused:
+            row = _upsert(connection, Switch).values(name=PAUSED)
+            connection.execute(row.on_conflict_do_nothing())
+        else:
+            connection.execute(delete(Switch).where(Switch.name == PAUSED))
+
+
 def forget(database: Database, job_id: str) -> None:
     """Delete an ended job; the housekeeper deletes its files.
 
@@ -502,6 +584,7 @@ def return_lost(database: Database) -> list[str]:
             .returning(Job.id, Job.requested, Job.losses)
         ).all()
         for job in lost:
+            _charge(connection, job.id)
             if job.losses >= MAX_LOSSES and job.requested != "cancel":
                 _give_up(connection, job.id)
             else:
@@ -586,6 +669,35 @@ def _guard(connection: Connection, held: Claim, values: dict[str, Any]) -> str |
     return requested
 
 
+def _let_go(connection: Connection, held: Claim, values: dict[str, Any]) -> str | None:
+    """Update the job so that it no longer runs, and return what was requested."""
+    requested = _guard(connection, held, values)
+    _charge(connection, held.job_id)
+    return requested
+
+
+def _charge(connection: Connection, job_id: str) -> None:
+    """Count what its last attempt took of a worker as its owner's."""
+    this = Job.id == job_id
+    spent = select(func.coalesce(now() - Job.claimed_at, 0.0)).where(this)
+    row = _upsert(connection, Owner).values(
+        name=select(Job.owner).where(this).scalar_subquery(),
+        used_seconds=spent.scalar_subquery(),
+        used_at=now(),
+        total_seconds=spent.scalar_subquery(),
+    )
+    connection.execute(
+        row.on_conflict_do_update(
+            index_elements=[Owner.name],
+            set_={
+                "used_seconds": used_seconds() + row.excluded.used_seconds,
+                "used_at": now(),
+                "total_seconds": Owner.total_seconds + row.excluded.total_seconds,
+            },
+        )
+    )
+
+
 def _ended(state: JobState) -> dict[str, Any]:
     return {
         "state": state,
@@ -604,7 +716,7 @@ def _at_rest(state: JobState) -> dict[str, Any]:
         "version": Job.version + 1,
         "worker": None,
         "lease_until": None,
-        "turn": Job.created_at - AHEAD,
+        **ahead(),
     }
 
 
@@ -660,7 +772,7 @@ def _state_of(connection: Connection, job_id: str) -> Any:
     row = connection.execute(
         select(
             *(Job.state, Job.settings, Job.content_sha, Job.requested),
-            *(Job.estimate, Job.least_bytes),
+            *(Job.estimate, Job.least_bytes, Job.owner, Job.attempt),
         )
         # PostgreSQL's text has no NUL, nor has any id.
         .where(Job.id == job_id.replace("\0", "?"))

@@ -41,8 +41,8 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        # The claim's and the queue's question: who waits, oldest first.
-        Index("jobs_by_turn", "state", "turn", "id"),
+        # The claim's question: who waits in which line, and who is first in it.
+        Index("jobs_by_line", "state", "line", "turn", "id"),
         # The list's: newest first.
         Index("jobs_by_age", "state", "created_at", "id"),
         # The housekeeper's: whose lease ran out.
@@ -65,10 +65,14 @@ class Job(Base):
     content_sha: Mapped[str] = mapped_column(ForeignKey("pictures.sha256"))
 
     created_at: Mapped[float]
-    # Who waits is served by this, the least first: when it was submitted, or a time
-    # long before all submissions if it ran before. (Versions before this one, which may
-    # run beside it during an upgrade, do not give it.)
+    # Whose turn it is: see `turns`. (Versions before this one, which may run beside it
+    # during an upgrade, give none of these: their jobs are next.)
+    priority: Mapped[str] = mapped_column(String(8), server_default="normal")
+    owner: Mapped[str] = mapped_column(String(64), server_default=text("''"))
+    line: Mapped[str] = mapped_column(String(72), server_default="0")
     turn: Mapped[float] = mapped_column(server_default=text("0"))
+    # When a worker took it last.
+    claimed_at: Mapped[float | None]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
 
@@ -176,8 +180,30 @@ class Worker(Base):
     bytes_per_second: Mapped[float | None]
     # Why it takes no more jobs.
     refuses: Mapped[str | None] = mapped_column(String(200))
+    # An operator's word that it is to take no more, and what of the job it runs.
+    drain: Mapped[str | None] = mapped_column(String(16))
     started_at: Mapped[float]
     seen_at: Mapped[float]
+
+
+class Owner(Base):
+    """One whose jobs share the workers with those of others."""
+
+    __tablename__ = "owners"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    # Worker-seconds: those of lately, as they counted at `used_at`, and all ever.
+    used_seconds: Mapped[float]
+    used_at: Mapped[float]
+    total_seconds: Mapped[float]
+
+
+class Switch(Base):
+    """Something that an operator turned on for the whole installation."""
+
+    __tablename__ = "switches"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class Lease(Base):

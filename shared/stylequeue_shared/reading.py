@@ -8,9 +8,12 @@ from sqlalchemy import Row, Select, bindparam, func, select, tuple_
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import NotFound
 from stylequeue_shared.models import Job, JobState, JobStyle, Snapshot, Worker
+from stylequeue_shared.turns import Queue, Waiting, use
 
 # Workers beat every 5 s; one that was silent for longer than this is not shown.
 SEEN_SECONDS = 60.0
+# What a job is taken for that nobody could estimate.
+UNKNOWN_SECONDS = 60.0
 
 _job_table, _snapshot_table = Job.__table__, Snapshot.__table__
 _jobs = select(_job_table)
@@ -76,13 +79,28 @@ def page(
     return [(row, by_job[row.id]) for row in rows]
 
 
-def waiting(database: Database) -> list[str]:
-    """Return the ids of all waiting jobs; the first is next."""
-    turns = (
-        select(Job.id).where(Job.state == JobState.QUEUED).order_by(Job.turn, Job.id)
+def queue(database: Database) -> Queue:
+    """Return the queue as it is now, to be asked who will be claimed when."""
+    used = use()
+    waits = (
+        select(
+            *(Job.id, Job.line, Job.turn, Job.least_bytes, Job.estimate),
+            *(Job.checkpoint_step, Job.settings["steps"].as_integer().label("steps")),
+            func.coalesce(used.c.seconds, 0.0).label("used"),
+        )
+        .outerjoin(used, used.c.owner == Job.owner)
+        .where(Job.state == JobState.QUEUED)
     )
     with database.read() as connection:
-        return list(connection.scalars(turns))
+        found = connection.execute(waits).all()
+    return Queue(map(_waiting, found), {row.line[1:]: row.used for row in found})
+
+
+def _waiting(row: Any) -> Waiting:
+    seconds = row.estimate["seconds"] if row.estimate else UNKNOWN_SECONDS
+    if row.checkpoint_step:
+        seconds *= max(0.0, 1 - row.checkpoint_step / row.steps)
+    return Waiting(row.id, row.line, row.turn, seconds, row.least_bytes)
 
 
 def style_count(database: Database, job_id: str) -> int:

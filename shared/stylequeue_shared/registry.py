@@ -1,16 +1,19 @@
 """The workers as they last described themselves."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from stylequeue_shared.database import Database, now
+from stylequeue_shared.errors import NotFound
 from stylequeue_shared.models import Worker
 
 # Rows of workers that were killed go after this.
 FORGOTTEN_SECONDS = 86_400
+# What an operator may ask of a worker's running job.
+Drain = Literal["finish", "hand_back"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Identity:
     refuses: str | None = None
 
 
-def beat(database: Database, worker: Identity) -> None:
-    """Record that the worker is alive now, and what it is.
+def beat(database: Database, worker: Identity) -> str | None:
+    """Record that the worker is alive now, and what it is; return if it is to drain.
 
     One that was started again under its name may have another budget.
     """
@@ -41,9 +44,23 @@ def beat(database: Database, worker: Identity) -> None:
         postgres = connection.dialect.name == "postgresql"
         dialect: Any = postgresql if postgres else sqlite
         row = dialect.insert(Worker).values(**described, started_at=now())
-        connection.execute(
-            row.on_conflict_do_update(index_elements=[Worker.name], set_=described)
+        drain: str | None = connection.scalar(
+            row.on_conflict_do_update(
+                index_elements=[Worker.name], set_=described
+            ).returning(Worker.drain)
         )
+    return drain
+
+
+def drain(database: Database, name: str, how: Drain) -> None:
+    """Have a worker take no more jobs, and `finish` or `hand_back` the one it runs.
+
+    It stays so until it is started anew. Raises NotFound.
+    """
+    with database.write() as connection:
+        here = update(Worker).where(Worker.name == name.replace("\0", "?"))
+        if not connection.execute(here.values(drain=how)).rowcount:
+            raise NotFound(f"There is no worker {name[:200]!r}.")
 
 
 def leave(database: Database, name: str) -> None:

@@ -11,6 +11,7 @@ from stylequeue_shared.decoding import Inspected
 from stylequeue_shared.job_settings import complete_settings
 from stylequeue_shared.jobs import Claim, Progress
 from stylequeue_shared.models import Job
+from stylequeue_shared.turns import Priority
 
 HALF_WAY = Progress(
     step=350, style_loss=0.07, content_loss=0.43, steps_per_second=8.0, eta_seconds=44.0
@@ -29,6 +30,8 @@ def submit(
     styles: tuple[str, ...] = ("waves",),
     max_waiting: int = 1000,
     estimate: dict[str, Any] | None = None,
+    priority: Priority = "normal",
+    owner: str = "",
     **settings: Any,
 ) -> str:
     """Submit a job with pictures of those names."""
@@ -43,6 +46,8 @@ def submit(
         style_shas,
         max_waiting=max_waiting,
         estimate=estimate,
+        priority=priority,
+        owner=owner,
     )
 
 

@@ -104,14 +104,14 @@ def test_without_jobs_there_is_an_empty_page(database: Database) -> None:
 def test_the_first_that_waits_is_the_one_that_is_claimed(database: Database) -> None:
     ids = [submit(database) for _ in range(4)]
     with database.write() as connection:
-        connection.execute(update(Job).where(Job.id == ids[3]).values(created_at=1.0))
+        connection.execute(update(Job).where(Job.id == ids[3]).values(turn=1.0))
         later = Job.id.in_(ids[:3])
-        connection.execute(update(Job).where(later).values(created_at=2.0))
+        connection.execute(update(Job).where(later).values(turn=2.0))
     turns = [ids[3], ids[0], ids[1], ids[2]]
-    assert reading.waiting(database) == turns
+    assert [one.id for one in reading.queue(database)] == turns
     for number, job_id in enumerate(turns, start=1):
         assert claim(database).job_id == job_id
-        assert reading.waiting(database) == turns[number:]
+        assert [one.id for one in reading.queue(database)] == turns[number:]
 
 
 def test_jobs_are_counted_by_state(database: Database) -> None:

@@ -42,5 +42,5 @@ class Positions:
         return self._clock() - self._read_at > REFRESH_SECONDS
 
     def _read(self) -> dict[str, int]:
-        ids = reading.waiting(self._database)
-        return {job_id: position for position, job_id in enumerate(ids, start=1)}
+        queue = reading.queue(self._database)
+        return {one.id: position for position, one in enumerate(queue, start=1)}

@@ -55,7 +55,8 @@ class Child:
         while True:
             try:
                 identity = replace(self._identity, refuses=self._runner.refuses)
-                registry.beat(self._database, identity)
+                if (drain := registry.beat(self._database, identity)) is not None:
+                    self._runner.drain(hand_back=drain == "hand_back")
             except OUTAGE as error:
                 log.warning("heartbeat_not_written", error=str(error))
             time.sleep(BEAT_SECONDS)

@@ -143,6 +143,14 @@ class Runner:
                 log.exception("job_left_to_its_lease")
         return True
 
+    def drain(self, *, hand_back: bool) -> None:
+        """Take no more jobs, as an operator said; maybe hand the running one back."""
+        if self.refuses is None:
+            log.warning("worker_drained", hand_back=hand_back)
+        self.refuses = self.refuses or "an operator drained it"
+        if hand_back:
+            self._draining.start()
+
     def _judge(self, attempt: "Attempt") -> None:
         """Take no more jobs when this machine failed with several in a row."""
         self._faults = 0 if attempt.fault is None else self._faults + 1
