@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from stylequeue_shared import jobs, logs
+from stylequeue_shared import jobs, logs, reading
 from stylequeue_shared.artefacts import original_key, states_prefix
 from stylequeue_shared.database import OUTAGE, Database, now
 from stylequeue_shared.migrate import check
@@ -127,6 +127,8 @@ class Housekeeper:
 
     def _wake_workers(self) -> None:
         """Send the wake-ups that are missing: no more than idle workers could take."""
+        if reading.is_paused(self._database):
+            return
         with self._database.read() as connection:
             waiting = connection.scalars(
                 select(Job.id).where(Job.state == JobState.QUEUED).limit(1000)

@@ -42,6 +42,7 @@ from stylequeue_shared.errors import (
 )
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.models import (
+    PAUSED,
     TERMINAL,
     Base,
     Job,
@@ -75,8 +76,6 @@ Request = Literal["cancel", "finish", "pause"]
 # PostgreSQL's locks under which waiting jobs are counted and added, and under which
 # they are claimed; any numbers do.
 SUBMITTING, CLAIMING = 7_211, 7_212
-# The switch by which an operator has no job claimed.
-PAUSED = "queue_paused"
 
 
 @dataclass(frozen=True)

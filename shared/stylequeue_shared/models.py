@@ -10,6 +10,9 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+# The switch by which an operator has no job claimed.
+PAUSED = "queue_paused"
+
 
 class JobState(StrEnum):
     """Where a job stands."""

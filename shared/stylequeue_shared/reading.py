@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, func, select, tuple_
+from sqlalchemy import Row, Select, bindparam, exists, func, select, tuple_
 
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import NotFound
-from stylequeue_shared.models import Job, JobState, JobStyle, Snapshot, Worker
+from stylequeue_shared.models import (
+    PAUSED,
+    Job,
+    JobState,
+    JobStyle,
+    Snapshot,
+    Switch,
+    Worker,
+)
 from stylequeue_shared.turns import Queue, Waiting, use
 
 # Workers beat every 5 s; one that was silent for longer than this is not shown.
@@ -161,6 +169,13 @@ def counts(database: Database) -> dict[str, int]:
     by_state = select(Job.state, func.count()).group_by(Job.state)
     with database.read() as connection:
         return {row[0]: row[1] for row in connection.execute(by_state)}
+
+
+def is_paused(database: Database) -> bool:
+    """Whether an operator has no waiting job start."""
+    wanted = select(exists().where(Switch.name == PAUSED))
+    with database.read() as connection:
+        return bool(connection.scalar(wanted))
 
 
 def oldest_waiting_seconds(database: Database) -> float:

@@ -89,7 +89,10 @@ class Settings(BaseModel):
         False, description="1: may be reached from other machines, without accounts."
     )
     operator_token: SecretStr | None = Field(
-        None, description="Reserved: bearer token of the operator's calls."
+        None,
+        min_length=16,
+        description="What operators show to change turns, pause the queue, drain "
+        "workers; left out: nobody may.",
     )
     trusted_hosts: tuple[str, ...] = Field(
         (), description="Host names that requests may name, separated by commas."

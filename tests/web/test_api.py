@@ -489,6 +489,7 @@ def test_the_workers_seen_lately_are_listed(
         "memory_bytes": 80 * 10**9,
         "budget_bytes": 56 * 10**9,
         "refuses": None,
+        "drain": None,
         "job": job["id"],
         "steps_per_second": 8.1,
     }

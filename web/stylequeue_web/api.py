@@ -1,6 +1,7 @@
 """The JSON API: `/api/v1`."""
 
 import json
+import re
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,12 +13,14 @@ from werkzeug.http import parse_etags
 from stylequeue_shared import jobs, reading
 from stylequeue_shared.errors import InvalidPicture, InvalidSetting, UserError
 from stylequeue_shared.models import JobState
-from stylequeue_web import records, renditions, schemas, submissions
+from stylequeue_shared.turns import PRIORITIES
+from stylequeue_web import operators, records, renditions, schemas, submissions
 from stylequeue_web.services import services
 
 # How soon a poll may find something new, in seconds.
 RETRY_AFTER = "1"
-FIELDS = {"content", "style", "settings"}
+FIELDS = {"content", "style", "settings", "priority", "owner"}
+OWNER = re.compile(r"^[A-Za-z0-9._@-]{1,64}$")
 SUBMISSION = {
     "type": "object",
     "required": ["content", "style"],
@@ -35,6 +38,16 @@ SUBMISSION = {
             "contentMediaType": "application/json",
             "description": "A JSON object of job settings; what is left out has its "
             "default.",
+        },
+        "priority": {
+            "type": "string",
+            "enum": list(PRIORITIES),
+            "description": "For operators: the class in which it waits.",
+        },
+        "owner": {
+            "type": "string",
+            "pattern": OWNER.pattern,
+            "description": "For operators: whose share of the workers it is.",
         },
     },
 }
@@ -88,7 +101,9 @@ def submit() -> Response:
             "settings: found twice; one JSON object is allowed", field="settings"
         )
     text = settings[0] if settings else None
-    job_id = submissions.submit(services(), content[0], _files("style"), text)
+    job_id = submissions.submit(
+        services(), content[0], _files("style"), text, **_standing()
+    )
     return _created(job_id)
 
 
@@ -101,7 +116,7 @@ def show(path: schemas.JobPath) -> Response:
         if parse_etags(given).contains_weak(found.etag):
             return _polled(Response(status=304), found)
     body, found = records.job_and_version(services(), path.job_id)
-    return _polled(_json(body), found)
+    return _polled(json_answer(body), found)
 
 
 @blueprint.get("/jobs", responses={200: schemas.JobsBody})
@@ -116,7 +131,7 @@ def index(query: schemas.JobsQuery) -> Response:
         if query.state is not None:
             asked["state"] = query.state.value
         following = f"{url_for('api.index')}?{urlencode(asked)}"
-    return _json({"jobs": bodies, "next": following})
+    return json_answer({"jobs": bodies, "next": following})
 
 
 @blueprint.post("/jobs/<job_id>/cancel", responses={202: schemas.JobBody})
@@ -141,7 +156,7 @@ def pause(path: schemas.JobPath) -> Response:
 def resume(path: schemas.JobPath) -> Response:
     """Have a paused job wait for its turn again, before jobs that never ran."""
     records.resume(services(), path.job_id)
-    return _json(records.job(services(), path.job_id), 202)
+    return json_answer(records.job(services(), path.job_id), 202)
 
 
 @blueprint.post("/jobs/<job_id>/retry", responses={201: schemas.JobBody})
@@ -186,15 +201,45 @@ def style(path: schemas.StylePath, query: schemas.PictureQuery) -> Response:
     return renditions.send_original(services(), sha256, f"style-{path.number}")
 
 
+@blueprint.get("/queue", responses={200: schemas.QueueBody})
+def queue() -> Response:
+    """Say whether an operator paused the queue, and how many jobs wait."""
+    return json_answer(records.queue(services()))
+
+
 @blueprint.get("/workers", responses={200: schemas.WorkersBody})
 def workers() -> Response:
     """Return the workers seen lately."""
-    return _json({"workers": records.workers(services())})
+    return json_answer({"workers": records.workers(services())})
 
 
 def _requested(job_id: str, what: jobs.Request) -> Response:
     jobs.request(services().database, job_id, what)
-    return _json(records.job(services(), job_id), 202)
+    return json_answer(records.job(services(), job_id), 202)
+
+
+def _standing() -> dict[str, Any]:
+    """Read what only an operator may give, and check that one does."""
+    given = {
+        name: request.form.getlist(name)[0]
+        for name in ("priority", "owner")
+        if name in request.form
+    }
+    if given:
+        operators.require()
+    if given.get("priority", "normal") not in PRIORITIES:
+        raise InvalidSetting(
+            f"priority: found {given['priority'][:40]!r}; allowed are "
+            f"{', '.join(PRIORITIES)}",
+            field="priority",
+        )
+    if not OWNER.fullmatch(given.get("owner", "me")):
+        raise InvalidSetting(
+            f"owner: found {given['owner'][:80]!r}; allowed are 1 to 64 letters, "
+            "digits and . _ @ -",
+            field="owner",
+        )
+    return given
 
 
 def _refuse_unknown_fields() -> None:
@@ -227,7 +272,7 @@ def _files(name: str) -> list[FileStorage]:
 
 def _created(job_id: str) -> Response:
     body = records.job(services(), job_id)
-    response = _json(body, 201)
+    response = json_answer(body, 201)
     response.headers["Location"] = body["links"]["self"]
     return response
 
@@ -237,7 +282,8 @@ def as_json(body: dict[str, Any]) -> str:
     return json.dumps(body, separators=(",", ":"), allow_nan=False)
 
 
-def _json(body: dict[str, Any], status: int = 200) -> Response:
+def json_answer(body: dict[str, Any], status: int = 200) -> Response:
+    """Answer with a body of the API."""
     return Response(as_json(body), status, mimetype="application/json")
 
 

@@ -13,13 +13,25 @@ from stylequeue_shared import migrate
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.job_settings import MAX_STYLES
 from stylequeue_shared.settings import Settings
-from stylequeue_web import api, health, pages, problems, records, security, uploads
+from stylequeue_web import (
+    api,
+    fleet,
+    health,
+    operating,
+    pages,
+    problems,
+    records,
+    security,
+    uploads,
+)
 from stylequeue_web.schemas import Problem
 from stylequeue_web.services import NAME, open_services
 
 # Submissions per address; each server process counts for itself, so that counting
 # needs no Redis.
 SUBMISSIONS = "120 per minute"
+# Wrong tokens per address.
+GUESSES = "20 per minute"
 
 
 class Application(OpenAPI):
@@ -37,8 +49,7 @@ def create_app(settings: Settings) -> Application:
         __name__,
         info=Info(title="StyleQueue", version="1"),
         doc_ui=False,
-        # Without any the description would hold a null, which is not valid.
-        security_schemes={},
+        security_schemes={"operator": {"type": "http", "scheme": "bearer"}},
         validation_error_callback=problems.from_model,
         validation_error_model=Problem,
     )
@@ -63,10 +74,12 @@ def create_app(settings: Settings) -> Application:
     Bootstrap5(app)
     csrf = CSRFProtect(app)
     app.register_api(api.blueprint)
+    app.register_api(operating.blueprint)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(pages.pages)
+    app.register_blueprint(fleet.pages)
     # No cookie says who calls the API; what guards it is the check of the origin.
-    for name in (api.blueprint.name, health.blueprint.name):
+    for name in (api.blueprint.name, operating.blueprint.name, health.blueprint.name):
         csrf.exempt(app.blueprints[name])
     limiter = Limiter(
         get_remote_address, app=app, storage_uri="memory://", headers_enabled=True
@@ -74,9 +87,16 @@ def create_app(settings: Settings) -> Application:
     # What is only read is not limited; looking that up would cost each poll a tenth.
     limiter.request_filter(lambda: request.method in security.SAFE_METHODS)
     limited = limiter.shared_limit(SUBMISSIONS, scope="submissions")
+    sign_in: Any = app.view_functions["fleet.sign_in"]
     for endpoint in ("api.submit", "api.retry", "pages.submit", "pages.retry"):
         view: Any = app.view_functions[endpoint]
         app.view_functions[endpoint] = limited(view)
+    # Nobody shall find the token by trying.
+    guarded = limiter.shared_limit(
+        GUESSES, scope="guesses", deduct_when=lambda answer: answer.status_code == 401
+    )
+    guarded(operating.blueprint)
+    app.view_functions["fleet.sign_in"] = guarded(sign_in)
     app.add_url_rule("/api/v1/openapi.json", view_func=description)
     return app
 

@@ -93,6 +93,17 @@ def resume(services: Services, job_id: str) -> None:
     services.bell.ring(job_id)
 
 
+def queue(services: Services) -> dict[str, Any]:
+    """Return whether the queue is paused, and how many jobs wait."""
+    waiting = reading.counts(services.database).get(JobState.QUEUED, 0)
+    return {"paused": reading.is_paused(services.database), "waiting": waiting}
+
+
+def resume_queue(services: Services) -> None:
+    """Have waiting jobs start again; the housekeeper wakes the workers."""
+    jobs.pause_queue(services.database, paused=False)
+
+
 def workers(services: Services) -> list[dict[str, Any]]:
     """Return the workers seen lately, with the job that each runs."""
     return [
@@ -103,6 +114,7 @@ def workers(services: Services) -> list[dict[str, Any]]:
             "memory_bytes": row.memory_bytes,
             "budget_bytes": row.budget_bytes,
             "refuses": row.refuses,
+            "drain": row.drain,
             "job": row.job,
             "steps_per_second": row.steps_per_second,
             "seen_at": _time(row.seen_at),
@@ -122,6 +134,8 @@ def _body(row: Any, snapshots: Sequence[Any], position: int | None) -> dict[str,
         "settings": row.settings,
         "progress": _progress(row),
         "queue_position": position,
+        "priority": row.priority,
+        "owner": row.owner or None,
         "estimate": row.estimate,
         "attempt": row.attempt,
         "requested": row.requested,

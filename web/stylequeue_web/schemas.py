@@ -7,6 +7,8 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from stylequeue_shared.artefacts import RENDITION_SIZES
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.models import JobState
+from stylequeue_shared.registry import Drain
+from stylequeue_shared.turns import Priority
 
 
 class JobPath(BaseModel):
@@ -25,6 +27,31 @@ class StylePath(JobPath):
     """One style picture of a job."""
 
     number: int = Field(ge=0, le=7, description="Counted from 0.")
+
+
+class WorkerPath(BaseModel):
+    """A worker."""
+
+    name: str = Field(max_length=200, description="As the list of workers gives it.")
+
+
+class PriorityBody(BaseModel):
+    """Where a job waits."""
+
+    priority: Priority
+
+
+class DrainQuery(BaseModel):
+    """What becomes of the job that the worker runs."""
+
+    running: Drain = Field("finish", description="The job that it runs just now.")
+
+
+class QueueBody(BaseModel):
+    """The queue."""
+
+    paused: bool = Field(description="Whether an operator has no job start.")
+    waiting: int
 
 
 class JobsQuery(BaseModel):
@@ -117,6 +144,8 @@ class JobBody(BaseModel):
     settings: JobSettings
     progress: Progress | None = Field(description="Null until the first step.")
     queue_position: int | None = Field(description="1 is next; null unless waiting.")
+    priority: Priority
+    owner: str | None = Field(description="Whose share of the workers it is.")
     estimate: Estimate | None = Field(
         description="Null when no worker was there to estimate it for."
     )
@@ -148,6 +177,7 @@ class WorkerBody(BaseModel):
     memory_bytes: int | None
     budget_bytes: int | None = Field(description="What a job may take of it.")
     refuses: str | None = Field(description="Why it takes no more jobs.")
+    drain: Drain | None = Field(description="What an operator told it.")
     job: str | None
     steps_per_second: float | None
     seen_at: str

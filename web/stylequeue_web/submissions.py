@@ -18,6 +18,7 @@ from stylequeue_shared.job_settings import (
     parse_settings,
     style_fields,
 )
+from stylequeue_shared.turns import Priority
 from stylequeue_web.forecasts import forecast
 from stylequeue_web.services import Services
 from stylequeue_web.uploads import is_cut_off
@@ -31,6 +32,9 @@ def submit(
     content: FileStorage,
     styles: Sequence[FileStorage],
     settings: str | bytes | None,
+    *,
+    priority: Priority = "normal",
+    owner: str = "",
 ) -> str:
     """Check and store the pictures, record the job, wake a worker; return the id.
 
@@ -73,6 +77,8 @@ def submit(
         max_waiting=installation.max_waiting,
         estimate=expected,
         least_bytes=least_bytes(completed, sizes[0]),
+        priority=priority,
+        owner=owner,
     )
     # If Redis is down the housekeeper sends the wake-up later.
     services.bell.ring(job_id)

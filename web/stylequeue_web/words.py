@@ -63,6 +63,13 @@ def asks(job: Mapping[str, Any]) -> tuple[str, ...]:
     return (*found, "cancel")
 
 
+def standing(worker: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how a worker's state looks, as that of a job would, and what it is."""
+    if worker["refuses"] or worker["drain"]:
+        return ("queued", "Drains") if worker["job"] else ("failed", "Takes no jobs")
+    return ("running", "Paints") if worker["job"] else ("idle", "Idle")
+
+
 def detail(job: Mapping[str, Any]) -> str:
     """Return what there is to add to the heading."""
     if job["state"] == "queued":
