@@ -14,6 +14,7 @@ from tests.system.browser import Visit, chromium
 from tests.system.test_up import Up
 
 expect.set_options(timeout=30_000)
+OPERATOR_TOKEN = "a-token-of-operators"
 LONG = {"steps": "5000", "snapshot_every": "50"}
 PHONE = {"viewport": {"width": 360, "height": 780}, "is_mobile": True}
 
@@ -23,7 +24,11 @@ Visitor = Callable[..., Visit]
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("browser") / "home"
-    up = Up(home, standing_in=(), STYLEQUEUE_THREADS="1").ready()
+    given = {
+        "STYLEQUEUE_THREADS": "1",
+        "STYLEQUEUE_OPERATOR_TOKEN": OPERATOR_TOKEN,
+    }
+    up = Up(home, standing_in=(), **given).ready()
     yield up.address
     assert up.end() == 0, up.said
 
@@ -162,6 +167,71 @@ def test_a_job_is_cancelled_retried_and_deleted(visitor: Visitor) -> None:
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Delete for good").click()
     expect(page.get_by_role("status")).to_have_text("The picture was deleted.")
+
+
+def test_a_job_is_paused_goes_on_and_is_finished_with_what_there_is(
+    visitor: Visitor,
+) -> None:
+    page, plain = visitor().page, visitor(java_script_enabled=False).page
+    url = submit(page, **{**LONG, "snapshot_every": "50"})
+    page.wait_for_selector("[data-state=running] #painted[src*='/snapshots/']")
+
+    def same_without_scripts() -> None:
+        plain.goto(url)
+        what = "#headline, #chip, #detail, [data-ask]:visible button"
+        seen = page.locator(what).all_text_contents()
+        assert plain.locator(what).all_text_contents() == seen
+
+    page.get_by_role("button", name="Pause").click()
+    until(page, "paused")
+    expect(page.get_by_role("button", name="Go on")).to_be_visible()
+    expect(page.get_by_role("button", name="Pause")).to_be_hidden()
+    expect(page.locator("#detail")).to_have_text(re.compile(r"^after step \d+$"))
+    same_without_scripts()
+    stopped = int(page.locator("#detail").text_content().split()[-1])
+    page.get_by_role("button", name="Go on").click()
+    until(page, "running")
+    page.wait_for_function(
+        "at => parseInt(document.querySelector('#n-step').textContent) > at",
+        arg=stopped,
+    )
+    expect(page.locator("#attempt")).to_have_text("2")
+    page.get_by_role("button", name="Finish with this picture").click()
+    until(page, "succeeded")
+    expect(page.locator("#caption")).to_contain_text("The finished picture")
+    same_without_scripts()
+
+
+def test_operators_pause_the_queue_and_put_a_job_in_front(visitor: Visitor) -> None:
+    visit = visitor()
+    page = visit.page
+    page.goto("/workers")
+    page.get_by_text("For operators").click()
+    page.get_by_label("Token").fill("not the token of theirs")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("status")).to_contain_text("not the token")
+    page.get_by_text("For operators").click()
+    page.get_by_label("Token").fill(OPERATOR_TOKEN)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator(".worker")).to_have_count(1)
+    page.get_by_role("button", name="Pause the queue").click()
+    expect(page.locator(".lead")).to_contain_text("none starts")
+    first, second = submit(page, **LONG), submit(page, **LONG)
+    expect(page.locator("#detail")).to_contain_text("number 2 in line")
+    page.get_by_role("button", name="Put in front").click()
+    page.wait_for_url(second)
+    expect(page.locator("#detail")).to_contain_text("next in line")
+    page.get_by_label("Priority").select_option("high")
+    page.get_by_role("button", name="Change").click()
+    expect(page.get_by_label("Priority")).to_have_value("high")
+    page.goto("/workers")
+    page.get_by_role("button", name="Let the queue go on").click()
+    page.goto(second)
+    until(page, "running")
+    end(page)
+    page.goto(first)
+    end(page)
+    visit.forgive("status of 401")
 
 
 def test_a_refused_submission_keeps_the_pictures_and_says_where(

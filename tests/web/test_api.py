@@ -297,6 +297,63 @@ def test_cancelling_an_ended_job_leaves_it_as_it_is(
     assert answer.data == before
 
 
+def test_a_running_job_is_asked_to_finish_or_to_pause_until_it_does(
+    client: FlaskClient, submit: Submit, worker: Worker, database: Database
+) -> None:
+    links = submit()["links"]
+    claim = worker.claim()
+    for what in ("finish", "pause"):
+        answer = client.post(links[what])
+        assert answer.status_code == 202
+        job = answer.get_json()
+        assert (job["state"], job["requested"]) == ("running", what)
+        assert JobBody.model_validate(job)
+        assert jobs.renew(database, claim, lease_seconds=30) == what
+    # Taken back before the worker heeded it.
+    job = client.post(links["resume"]).get_json()
+    assert (job["state"], job["requested"]) == ("running", None)
+
+
+def test_a_waiting_job_is_paused_and_resumed_at_once(
+    client: FlaskClient, submit: Submit, database: Database
+) -> None:
+    links = submit()["links"]
+    job = client.post(links["pause"]).get_json()
+    assert (job["state"], job["queue_position"]) == ("paused", None)
+    assert JobBody.model_validate(job)
+    assert jobs.claim(database, "gpu-1", lease_seconds=30) is None
+    job = client.post(links["resume"]).get_json()
+    assert (job["state"], job["queue_position"]) == ("queued", 1)
+    assert jobs.claim(database, "gpu-1", lease_seconds=30)
+
+
+def test_a_job_that_waits_again_is_finished_with_its_newest_picture(
+    client: FlaskClient, submit: Submit, worker: Worker, database: Database
+) -> None:
+    links = submit()["links"]
+    refused = client.post(links["finish"])
+    assert (refused.status_code, refused.get_json()["code"]) == (409, "conflict")
+    claim = worker.claim()
+    worker.snapshot(claim, 50)
+    jobs.hand_back(database, claim)
+    job = client.post(links["finish"]).get_json()
+    assert (job["state"], job["stop_reason"]) == ("succeeded", "finished_early")
+    assert JobBody.model_validate(job)
+    assert client.get(job["result"]["url"]).status_code == 200
+
+
+@pytest.mark.parametrize("call", ["finish", "pause", "resume"])
+def test_an_ended_job_can_no_longer_be_asked_for_anything(
+    client: FlaskClient, submit: Submit, worker: Worker, call: str
+) -> None:
+    here = finished(submit, worker)
+    before = client.get(here).data
+    answer = client.post(f"{here}/{call}")
+    assert (answer.status_code, answer.get_json()["code"]) == (409, "conflict")
+    assert "succeeded" in answer.get_json()["detail"]
+    assert client.get(here).data == before
+
+
 def test_a_retry_is_a_new_job_with_the_same_pictures_settings_and_seed(
     client: FlaskClient, submit: Submit, worker: Worker
 ) -> None:

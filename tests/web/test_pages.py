@@ -285,6 +285,32 @@ def test_a_job_of_an_earlier_release_is_shown_with_the_settings_it_has(
     assert client.get(f"/?from={job_id}").status_code == 200
 
 
+def test_a_job_is_paused_resumed_and_finished_by_forms(
+    client: FlaskClient, database: Database
+) -> None:
+    job_id = submitted(client)
+
+    def shown() -> set[str]:
+        page = client.get(f"/jobs/{job_id}").text
+        return set(re.findall(r'data-ask="(\w+)">', page))
+
+    assert shown() == {"pause", "cancel"}
+    assert act(client, job_id, "finish").status_code == 409
+    assert act(client, job_id, "pause").status_code == 303
+    assert shown() == {"resume", "cancel"}
+    assert act(client, job_id, "resume").status_code == 303
+    held = claim(database)
+    snapshot = (f"jobs/{job_id}/1/snapshots/50.png", progress(50), (64, 48))
+    jobs.add_snapshot(database, held, *snapshot)
+    assert shown() == {"pause", "finish", "cancel"}
+    assert act(client, job_id, "pause").status_code == 303
+    assert shown() == {"resume", "finish", "cancel"}
+    jobs.hand_back(database, held)
+    assert "after step 50" in client.get(f"/jobs/{job_id}").text
+    assert act(client, job_id, "finish").status_code == 303
+    assert "The finished picture" in client.get(f"/jobs/{job_id}").text
+
+
 def test_a_job_is_cancelled_retried_and_deleted_by_forms(client: FlaskClient) -> None:
     job_id = submitted(client, steps="44")
     # Not while it waits.

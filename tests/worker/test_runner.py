@@ -635,7 +635,7 @@ def test_a_worker_that_fails_three_jobs_in_a_row_takes_no_more(bench: Bench) -> 
     def fail() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    for number in range(2 * jobs.MAX_FAULTS - 1):
+    for number in range(2 * jobs.MAX_FAULTS):
         bench.submit(steps=2)
         # One that goes well in between starts the count anew.
         good = number == jobs.MAX_FAULTS - 1
@@ -646,6 +646,25 @@ def test_a_worker_that_fails_three_jobs_in_a_row_takes_no_more(bench: Bench) -> 
     bench.engine.at.clear()
     bench.submit()
     assert not bench.runner.run_next()
+
+
+def test_a_drained_worker_finishes_its_job_and_takes_no_more(bench: Bench) -> None:
+    first, second = bench.submit(), bench.submit()
+    bench.engine.at[2] = lambda: bench.runner.drain(hand_back=False)
+    assert bench.runner.run_next()
+    assert not bench.runner.run_next()
+    assert bench.row(first).state == "succeeded"
+    assert bench.row(second).state == "queued"
+    assert bench.runner.refuses == "an operator drained it"
+
+
+def test_a_drained_worker_hands_its_job_back_if_told_so(bench: Bench) -> None:
+    job = bench.submit(steps=6)
+    bench.engine.at[3] = lambda: bench.runner.drain(hand_back=True)
+    assert bench.runner.run_next()
+    assert not bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.checkpoint_step, row.losses) == ("queued", 2, 0)
 
 
 def test_a_job_that_needs_more_memory_than_there_is_is_left_to_others(
