@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from stylequeue_shared import jobs, logs, reading
+from stylequeue_shared import foresight, jobs, logs, reading
 from stylequeue_shared.artefacts import original_key, states_prefix
 from stylequeue_shared.database import OUTAGE, Database, now
 from stylequeue_shared.migrate import check
@@ -67,6 +67,7 @@ class Housekeeper:
         for chore in (
             self._return_lost,
             self._wake_workers,
+            self._foretell,
             self._expire,
             self._delete_checkpoints,
             self._empty_trash,
@@ -156,6 +157,9 @@ class Housekeeper:
             if not self._bell.ring(job_id):
                 return  # each try may take seconds; the next round is soon
             log.info("woken_again", job=job_id)
+
+    def _foretell(self) -> None:
+        jobs.foretell(self._database, foresight.foretell(self._database))
 
     def _expire(self) -> None:
         days = self._settings.retention_days

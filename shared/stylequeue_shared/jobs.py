@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    bindparam,
     case,
     delete,
     exists,
@@ -42,9 +43,11 @@ from stylequeue_shared.errors import (
 )
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.models import (
+    LOST_LEASES,
     PAUSED,
     TERMINAL,
     Base,
+    Counter,
     Job,
     JobState,
     JobStyle,
@@ -93,6 +96,10 @@ class Claim:
     checkpoint: str | None = None
     # On how many workers it has failed by the machine's fault.
     faults: int = 0
+    # What it was estimated to take when it was submitted.
+    estimate: dict[str, Any] | None = None
+    # The seconds that it waited for its first start; None if it started before.
+    waited: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,15 @@ class Progress:
     content_loss: float
     steps_per_second: float
     eta_seconds: float
+
+
+@dataclass(frozen=True)
+class Expected:
+    """When a job will start, None if it has, and when it will end; since 1970."""
+
+    job_id: str
+    start: float | None
+    finish: float
 
 
 @dataclass(frozen=True)
@@ -257,7 +273,8 @@ def claim(
             shas = _styles_of(connection, row.id)
             return Claim(
                 *(row.id, row.attempt, settings, row.content_sha, shas),
-                *(row.made_with, row.checkpoint_key, row.faults),
+                *(row.made_with, row.checkpoint_key, row.faults, row.estimate),
+                row.waited if row.attempt == 1 else None,
             )
     return None
 
@@ -280,6 +297,7 @@ def _take_turn(
                 worker=worker,
                 attempt=Job.attempt + 1,
                 claimed_at=now(),
+                eta_start=None,
                 lease_until=now() + lease_seconds,
                 started_at=func.coalesce(Job.started_at, now()),
                 # A job that ran before goes on from its checkpoint, or starts again;
@@ -291,7 +309,8 @@ def _take_turn(
             )
             .returning(
                 *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
-                *(Job.checkpoint_key, Job.checkpoint_step, Job.faults),
+                *(Job.checkpoint_key, Job.checkpoint_step, Job.faults, Job.estimate),
+                (Job.started_at - Job.created_at).label("waited"),
             )
         ).one_or_none()
         # None: somebody cancelled or paused it just now.
@@ -582,6 +601,8 @@ def return_lost(database: Database) -> list[str]:
             .values(**_at_rest(JobState.QUEUED), losses=Job.losses + 1)
             .returning(Job.id, Job.requested, Job.losses)
         ).all()
+        if lost:
+            _count(connection, LOST_LEASES, len(lost))
         for job in lost:
             _charge(connection, job.id)
             if job.losses >= MAX_LOSSES and job.requested != "cancel":
@@ -589,6 +610,32 @@ def return_lost(database: Database) -> list[str]:
             else:
                 _heed(connection, job.id, job.requested)
         return [job.id for job in lost]
+
+
+def foretell(database: Database, expected: Sequence[Expected]) -> None:
+    """Record when jobs are expected to start, None if they have, and to end."""
+    new = update(Job).where(
+        Job.id == bindparam("job_id"),
+        # One that was claimed meanwhile has no start to wait for.
+        Job.state == bindparam("in_state"),
+    )
+    new = new.values(
+        eta_start=bindparam("start"),
+        eta_finish=bindparam("finish"),
+        version=Job.version + 1,
+    )
+    # In small transactions: no worker's report shall wait for long.
+    for first in range(0, len(expected), 200):
+        part = expected[first : first + 200]
+        rows = [
+            {
+                **vars(one),
+                "in_state": JobState.RUNNING if one.start is None else JobState.QUEUED,
+            }
+            for one in part
+        ]
+        with database.write() as connection:
+            connection.execute(new, rows)
 
 
 def _give_up(connection: Connection, job_id: str) -> None:
@@ -675,6 +722,16 @@ def _let_go(connection: Connection, held: Claim, values: dict[str, Any]) -> str 
     return requested
 
 
+def _count(connection: Connection, name: str, more: float) -> None:
+    row = _upsert(connection, Counter).values(name=name, value=more)
+    connection.execute(
+        row.on_conflict_do_update(
+            index_elements=[Counter.name],
+            set_={"value": Counter.value + row.excluded.value},
+        )
+    )
+
+
 def _charge(connection: Connection, job_id: str) -> None:
     """Count what its last attempt took of a worker as its owner's."""
     this = Job.id == job_id
@@ -702,6 +759,8 @@ def _ended(state: JobState) -> dict[str, Any]:
         "state": state,
         "version": Job.version + 1,
         "finished_at": now(),
+        "eta_start": None,
+        "eta_finish": None,
         "lease_until": None,
         "worker": None,
         "requested": None,
@@ -729,6 +788,7 @@ def _heed(connection: Connection, job_id: str, requested: str | None) -> bool:
         values = _ended(JobState.CANCELLED)
     elif requested == "pause":
         values = {"state": JobState.PAUSED, "version": Job.version + 1}
+        values |= {"eta_start": None, "eta_finish": None}
     elif requested == "finish":
         newest = _newest_picture(connection, job_id)
         if newest is None:

@@ -14,6 +14,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 PAUSED = "queue_paused"
 
 
+# The counter of jobs whose worker vanished.
+LOST_LEASES = "lost_leases"
+
+
 class JobState(StrEnum):
     """Where a job stands."""
 
@@ -101,6 +105,10 @@ class Job(Base):
     steps_per_second: Mapped[float | None]
     eta_seconds: Mapped[float | None]
 
+    # When it is expected to start, while it waits, and to end.
+    eta_start: Mapped[float | None]
+    eta_finish: Mapped[float | None]
+
     stop_reason: Mapped[str | None] = mapped_column(String(32))
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_message: Mapped[str | None] = mapped_column(String(2000))
@@ -185,6 +193,10 @@ class Worker(Base):
     refuses: Mapped[str | None] = mapped_column(String(200))
     # An operator's word that it is to take no more, and what of the job it runs.
     drain: Mapped[str | None] = mapped_column(String(16))
+    # How long jobs took here lately, by their own estimates.
+    pace: Mapped[float | None]
+    # What it counted since its start.
+    tally: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     started_at: Mapped[float]
     seen_at: Mapped[float]
 
@@ -207,6 +219,15 @@ class Switch(Base):
     __tablename__ = "switches"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
+class Counter(Base):
+    """Something that is counted for the whole installation, and never forgotten."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[float]
 
 
 class Lease(Base):

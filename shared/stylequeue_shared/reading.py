@@ -9,9 +9,11 @@ from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import NotFound
 from stylequeue_shared.models import (
     PAUSED,
+    Counter,
     Job,
     JobState,
     JobStyle,
+    Owner,
     Snapshot,
     Switch,
     Worker,
@@ -169,6 +171,19 @@ def counts(database: Database) -> dict[str, int]:
     by_state = select(Job.state, func.count()).group_by(Job.state)
     with database.read() as connection:
         return {row[0]: row[1] for row in connection.execute(by_state)}
+
+
+def counter(database: Database, name: str) -> float:
+    """Return what was counted under that name."""
+    with database.read() as connection:
+        wanted = select(Counter.value).where(Counter.name == name)
+        return connection.scalar(wanted) or 0.0
+
+
+def worker_seconds(database: Database) -> dict[str, float]:
+    """Return what each owner's ended attempts took of the workers."""
+    with database.read() as connection:
+        return dict(connection.execute(select(Owner.name, Owner.total_seconds)).all())
 
 
 def is_paused(database: Database) -> bool:

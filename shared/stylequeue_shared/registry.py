@@ -32,6 +32,10 @@ class Identity:
     bytes_per_second: float | None = None
     # Why it takes no more jobs.
     refuses: str | None = None
+    # How long jobs took here lately, by their own estimates.
+    pace: float | None = None
+    # What it counted since its start.
+    tally: dict[str, float] | None = None
 
 
 def beat(database: Database, worker: Identity) -> str | None:

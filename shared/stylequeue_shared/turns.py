@@ -14,7 +14,7 @@ with what waits in them.
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -169,17 +169,27 @@ class Queue:
         while (one := self.take()) is not None:
             yield one
 
-    def take(self) -> Waiting | None:
-        """Take the job whose turn it is, None when none waits."""
-        named = [
-            self._lines[top[-1]][0] for top in map(self._top, self._classes) if top
-        ]
-        if not named:
+    def take(
+        self, fits: Callable[[Waiting], bool] = lambda one: True
+    ) -> Waiting | None:
+        """Take the job whose turn it is of those that fit, None when none does."""
+        passed = []
+        while (one := self._pop()) is not None and not fits(one):
+            passed.append(one)
+        if one is not None:
+            self._used[one.line[1:]] += one.seconds
+        # The others keep their places.
+        for other in reversed(passed):
+            self._lines[other.line].appendleft(other)
+            self._push(other.line)
+        return one
+
+    def _pop(self) -> Waiting | None:
+        tops = [self._lines[top[-1]][0] for top in map(self._top, self._classes) if top]
+        if not tops:
             return None
-        one = min(named, key=lambda one: (one.turn, one.id))
-        heapq.heappop(self._classes[one.line[0]])
+        one = min(tops, key=lambda one: (one.turn, one.id))
         self._lines[one.line].popleft()
-        self._used[one.line[1:]] += one.seconds
         self._push(one.line)
         return one
 
@@ -192,10 +202,16 @@ class Queue:
     def _top(self, of_class: str) -> tuple[float, float, str, str] | None:
         """Return the best entry of a class; those above it are brought up to date."""
         heap = self._classes[of_class]
-        while heap and heap[0][0] != self._key(heap[0][-1]):
-            # What an owner had only grows, so nothing below can be better than it says.
-            self._push(heapq.heappop(heap)[-1])
-        return heap[0] if heap else None
+        while heap:
+            used, _, job_id, line = heap[0]
+            first = self._lines[line][0].id if self._lines[line] else None
+            if job_id == first and used == self._key(line):
+                return heap[0]
+            heapq.heappop(heap)
+            if job_id == first:
+                # What an owner had only grows: nothing below is better than it says.
+                self._push(line)
+        return None
 
     def _key(self, line: str) -> float:
         return 0.0 if line[0] == AHEAD else self._used[line[1:]]

@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -46,12 +46,14 @@ def readiness(client: FlaskClient, installation: Settings) -> tuple[int, Any]:
 
 
 def numbers(client: FlaskClient) -> dict[str, float]:
-    """Return the metrics by name, or by state."""
+    """Return the metrics by name, or by state; those of a worker by both."""
     answer = client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
     return {
-        sample.labels.get("state", sample.name): sample.value
+        sample.labels.get("state", ":".join([sample.name, *sample.labels.values()])): (
+            sample.value
+        )
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
@@ -122,6 +124,8 @@ def test_the_numbers_of_an_idle_installation_are_all_there(
         "stylequeue_oldest_waiting_seconds": 0,
         "stylequeue_workers": 0,
         "stylequeue_steps_per_second": 0,
+        "stylequeue_queue_paused": 0,
+        "stylequeue_lost_leases_total": 0,
     }
 
 
@@ -147,7 +151,7 @@ def test_jobs_are_counted_by_state_and_workers_by_speed(
         connection.execute(
             update(Job).where(oldest.id == ids[3]).values(created_at=now() - 90)
         )
-    found = numbers(client)
+    found = {name: n for name, n in numbers(client).items() if ":" not in name}
     assert 90 <= found.pop("stylequeue_oldest_waiting_seconds") < 120
     assert found == {
         **dict.fromkeys(JobState, 0),
@@ -157,12 +161,57 @@ def test_jobs_are_counted_by_state_and_workers_by_speed(
         "queued": 2,
         "stylequeue_workers": 2,
         "stylequeue_steps_per_second": 8.1,
+        "stylequeue_queue_paused": 0,
+        "stylequeue_lost_leases_total": 0,
     }
+
+
+def test_what_each_worker_counted_is_told(
+    client: FlaskClient, beat: Callable[..., None]
+) -> None:
+    tally = {"starts": 3, "start_seconds": 4.5, "resumes": 2, "out_of_memory": 1}
+    beat("gpu-1", tally=tally | {"checkpoints": 7, "checkpoint_seconds": 1.25})
+    beat("gpu-2")
+    found = numbers(client)
+    assert {
+        name.removeprefix("stylequeue_").removesuffix(":gpu-1"): value
+        for name, value in found.items()
+        if name.endswith(":gpu-1")
+    } == {
+        "start_seconds_count": 3,
+        "start_seconds_sum": 4.5,
+        "checkpoint_seconds_count": 7,
+        "checkpoint_seconds_sum": 1.25,
+        "resumes_total": 2,
+        "out_of_memory_total": 1,
+    }
+    assert found["stylequeue_resumes_total:gpu-2"] == 0
+
+
+def test_lost_leases_and_the_seconds_of_each_owner_are_counted(
+    client: FlaskClient, database: Database, worker: Worker
+) -> None:
+    job_id = submit(database, owner="ann")
+    for number in range(1, 3):
+        worker.claim()
+        with database.write() as connection:
+            changes = {"lease_until": now() - 1, "claimed_at": now() - 100}
+            connection.execute(update(Job).values(changes))
+        assert jobs.return_lost(database) == [job_id]
+        found = numbers(client)
+        assert found["stylequeue_lost_leases_total"] == number
+        seconds = found["stylequeue_worker_seconds_total:ann"]
+        assert 100 * number <= seconds < 100 * number + 60
+
+
+def test_a_paused_queue_is_told(client: FlaskClient, database: Database) -> None:
+    jobs.pause_queue(database, paused=True)
+    assert numbers(client)["stylequeue_queue_paused"] == 1
 
 
 def test_the_numbers_say_what_they_are(client: FlaskClient) -> None:
     families = list(text_string_to_metric_families(client.get("/metrics").text))
-    assert len(families) == 4
+    assert len(families) == 11
     for family in families:
-        assert family.type == "gauge"
+        assert family.type in ("gauge", "counter", "summary")
         assert family.documentation.endswith(".")

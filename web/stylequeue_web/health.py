@@ -2,16 +2,32 @@
 
 import json
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import structlog
 from flask import Blueprint, Response
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stylequeue_shared import reading
-from stylequeue_shared.models import JobState
+from stylequeue_shared.models import LOST_LEASES, JobState
 from stylequeue_web.services import Services, services
+
+# What workers count, and what they measure the seconds of.
+TALLIED = {
+    "resumes": "Jobs that went on from a checkpoint.",
+    "out_of_memory": "Times that a job found too little memory.",
+}
+TALLIED_SECONDS = {
+    "start": "Time from a job's submission to its start.",
+    "checkpoint": "Time to write a checkpoint.",
+}
 
 blueprint = Blueprint("health", __name__)
 log = structlog.get_logger()
@@ -78,6 +94,45 @@ class JobNumbers:
             "Optimisation steps per second of all workers.",
             value=sum(worker.steps_per_second or 0.0 for worker in seen),
         )
+        yield GaugeMetricFamily(
+            "stylequeue_queue_paused",
+            "1 while an operator has no job start.",
+            value=reading.is_paused(database),
+        )
+        yield CounterMetricFamily(
+            "stylequeue_lost_leases",
+            "Jobs whose worker vanished.",
+            value=reading.counter(database, LOST_LEASES),
+        )
+        by_owner = CounterMetricFamily(
+            "stylequeue_worker_seconds",
+            "What jobs took of the workers, by owner.",
+            labels=["owner"],
+        )
+        for owner, seconds in reading.worker_seconds(database).items():
+            by_owner.add_metric([owner], seconds)
+        yield by_owner
+        yield from _tallied(seen)
+
+
+def _tallied(workers: Iterable[Any]) -> Iterable[Metric]:
+    """Return what each worker counted since its start."""
+    tallies = {worker.name: worker.tally or {} for worker in workers}
+    for name, documentation in TALLIED_SECONDS.items():
+        summary = SummaryMetricFamily(
+            f"stylequeue_{name}_seconds", documentation, labels=["worker"]
+        )
+        for worker, tally in tallies.items():
+            count = tally.get(f"{name}s", 0)
+            summary.add_metric([worker], count, tally.get(f"{name}_seconds", 0.0))
+        yield summary
+    for name, documentation in TALLIED.items():
+        counter = CounterMetricFamily(
+            f"stylequeue_{name}", documentation, labels=["worker"]
+        )
+        for worker, tally in tallies.items():
+            counter.add_metric([worker], tally.get(name, 0))
+        yield counter
 
 
 def _answers(check: Callable[[], None]) -> str:

@@ -144,6 +144,10 @@ class JobBody(BaseModel):
     settings: JobSettings
     progress: Progress | None = Field(description="Null until the first step.")
     queue_position: int | None = Field(description="1 is next; null unless waiting.")
+    eta_start: str | None = Field(
+        description="When it is expected to start, while it waits."
+    )
+    eta_finish: str | None = Field(description="When it is expected to end.")
     priority: Priority
     owner: str | None = Field(description="Whose share of the workers it is.")
     estimate: Estimate | None = Field(

@@ -19,6 +19,7 @@ from stylequeue_worker.engine.state import (
     encode_part,
 )
 from stylequeue_worker.lease import Lease
+from stylequeue_worker.tally import Tally
 
 # To do so much work twice is no loss worth writing for.
 LEAST_SECONDS = 10.0
@@ -40,11 +41,13 @@ class Checkpoints:
         held: jobs.Claim,
         lease: Lease,
         store: Store,
+        tally: Tally,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._held = held
         self._lease = lease
         self._store = store
+        self._tally = tally
         self._clock = clock
         self._since = clock()
         self._took = 0.0
@@ -77,6 +80,7 @@ class Checkpoints:
             log.warning("checkpoint_not_usable", error=error.message)
             return None
         log.info("checkpoint_loaded", step=state.step)
+        self._tally.resumes += 1
         return state
 
     def seconds_for(self, state: State) -> float:
@@ -118,6 +122,8 @@ class Checkpoints:
         self._took = self._clock() - began
         if size > self._took:
             self._pace = size / max(self._took, 1e-3)
+        self._tally.checkpoints += 1
+        self._tally.checkpoint_seconds += self._took
         log.info("checkpoint_saved", step=state.step, seconds=round(self._took, 3))
         self._tidy(encoded, record)
         return True

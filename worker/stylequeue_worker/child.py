@@ -54,7 +54,13 @@ class Child:
     def _beat(self) -> None:
         while True:
             try:
-                identity = replace(self._identity, refuses=self._runner.refuses)
+                tally = self._runner.tally
+                identity = replace(
+                    self._identity,
+                    refuses=self._runner.refuses,
+                    pace=tally.pace,
+                    tally=tally.counts(),
+                )
                 if (drain := registry.beat(self._database, identity)) is not None:
                     self._runner.drain(hand_back=drain == "hand_back")
             except OUTAGE as error:

@@ -38,6 +38,7 @@ from stylequeue_worker.draining import Draining
 from stylequeue_worker.engine.state import State
 from stylequeue_worker.engine.transfer import Step, ran_out_of_memory
 from stylequeue_worker.lease import Lease
+from stylequeue_worker.tally import Tally
 
 # Pauses between attempts to store a result: a minute in all, then the job fails.
 STORE_PAUSES = (0.5, 1, 2, 4, 8, 15, 30)
@@ -107,6 +108,7 @@ class Runner:
         self._faults = 0
         # Why it takes no more jobs.
         self.refuses: str | None = None
+        self.tally = Tally()
 
     def run_next(self) -> bool:
         """Run the job whose turn it is; return whether one waited. Never raises."""
@@ -129,10 +131,14 @@ class Runner:
         names = {"job": held.job_id, "attempt": held.attempt}
         with structlog.contextvars.bound_contextvars(**names):
             log.info("job_claimed", worker=self._name)
+            if held.waited is not None:
+                self.tally.starts += 1
+                self.tally.start_seconds += held.waited
             try:
                 with Lease(self._database, held, seconds) as lease:
                     attempt = Attempt(
-                        held, lease, self._store, self._painter, self._draining
+                        *(held, lease, self._store, self._painter),
+                        *(self._draining, self.tally),
                     )
                     attempt.run()
                 self._judge(attempt)
@@ -169,7 +175,10 @@ class Attempt:
         store: Store,
         painter: Painter,
         draining: Draining,
+        tally: Tally,
     ) -> None:
+        self._began = time.monotonic()
+        self._tally = tally
         self._held = held
         self._settings = held.settings
         self._lease = lease
@@ -177,13 +186,15 @@ class Attempt:
         self._painter = painter
         self._draining = draining
         self._clock = Clock(held.settings.steps)
-        self._checkpoints = Checkpoints(held, lease, store)
+        self._checkpoints = Checkpoints(held, lease, store, tally)
         self._newest: tuple[Step, jobs.Progress, Image.Image] | None = None
         # Fixed at the first claim: the picture depends on it.
         earlier = held.made_with or {}
         self._budget: int | None = earlier.get("memory_bytes", painter.budget)
         self._made_with = {**painter.made_with, "memory_bytes": self._budget}
         self._plan: Plan | None = None
+        self._size: torch.Size | None = None
+        self._resumed_at = 0
         self._least_bytes: int | None = None
         # The code of the error, if it was the machine's fault that the job failed.
         self.fault: str | None = None
@@ -215,7 +226,7 @@ class Attempt:
         steps = self._steps(content, styles)
         try:
             while (step := self._next(steps)) is not None:
-                self._note(step.plan)
+                self._note(step)
                 progress = self._clock.progress(step)
                 self._newest = step, progress, content
                 self._lease.report(progress)
@@ -242,6 +253,7 @@ class Attempt:
         paint = partial(paint, budget=self._budget, at_border=self._at_border)
         state = self._checkpoints.load()
         if state is not None:
+            self._resumed_at = state.step
             try:
                 yield from paint(state=state)
                 return
@@ -299,12 +311,15 @@ class Attempt:
         except NotFound as error:
             raise MachineError("A picture of this job is missing here.") from error
 
-    def _note(self, plan: Plan | None) -> None:
+    def _note(self, step: Step) -> None:
         """Say in the job how its memory is spent, whenever that changes."""
+        plan, same_size = step.plan, step.image.shape == self._size
+        self._size = step.image.shape
         if plan is None or plan == self._plan:
             return
         if self._plan is not None:
             # At a new scale, or because memory ran out.
+            self._tally.out_of_memory += same_size
             log.info("plan_changed", before=vars(self._plan), after=vars(plan))
         self._plan = plan
         self._made_with["plan"] = vars(plan)
@@ -348,6 +363,10 @@ class Attempt:
                 self._name_last_snapshot(key, progress, picture.size)
             else:
                 self._save_snapshot(lambda: step.image, progress, content)
+        if reason == "completed" and self._held.estimate:
+            share = 1 - self._resumed_at / self._settings.steps
+            expected = share * self._held.estimate["seconds"]
+            self._tally.add_pace(time.monotonic() - self._began, expected)
         result = jobs.Result(key, picture.width, picture.height)
         return "job_succeeded", partial(_succeed, progress, result, reason)
 
@@ -412,6 +431,8 @@ class Attempt:
         self._store.put(rendition_key(key, PREVIEW_SIZE), preview)
 
     def _failed(self, error: StyleQueueError) -> tuple[str, End]:
+        if isinstance(error.__cause__, Exception):
+            self._tally.out_of_memory += ran_out_of_memory(error.__cause__)
         self._painter.recover()
         log.error("job_fails", code=error.code, exc_info=error.__cause__ or error)
         if error.fault == "machine":

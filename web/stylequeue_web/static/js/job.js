@@ -3,6 +3,7 @@
 import { drawLosses } from "./chart.js";
 import { watch } from "./poll.js";
 import { Stage } from "./stage.js";
+import { tell } from "./times.js";
 import { asks, detail, duration, fact, faults, headline } from "./words.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
@@ -34,6 +35,9 @@ function draw(job) {
   page.dataset.state = job.state;
   setText("headline", headline(job));
   setText("detail", detail(job));
+  find("expected").hidden = !job.eta_start;
+  tell(find("eta-start"), job.eta_start);
+  tell(find("eta-finish"), job.eta_finish);
   document.title = document.title.replace(/^.*? – /, `${titleOf(job)} – `);
   const chip = find("chip").firstElementChild;
   chip.className = `chip chip-${job.state}`;

@@ -1,0 +1,135 @@
+"""When each waiting job will start and end: the housekeeper foretells it.
+
+The queue is played through: whichever worker is free first takes the job whose turn it
+is then, of those that fit it, for as long as the job was estimated to take, corrected
+by what jobs took on that worker lately against their own estimates (its pace).
+"""
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from sqlalchemy import Connection, select
+
+from stylequeue_shared.database import Database, now
+from stylequeue_shared.jobs import ALIVE_SECONDS, Expected
+from stylequeue_shared.models import Job, JobState, Worker
+from stylequeue_shared.reading import is_paused, queue
+from stylequeue_shared.turns import Queue, Waiting
+
+# What was said is not changed for less than this share of what is left, or seconds.
+NEWS_SHARE, NEWS_SECONDS = 0.05, 2.0
+
+
+@dataclass(frozen=True)
+class Able:
+    """A worker that takes jobs, and when it will be free."""
+
+    name: str
+    free_at: float
+    pace: float
+    budget: int | None = None
+
+
+def foretell(database: Database) -> list[Expected]:
+    """Return what can be said of running and waiting jobs, and is news.
+
+    A queue that is paused, or that no worker serves, starts nothing: of what waits in
+    it nothing is said.
+    """
+    with database.read() as connection:
+        moment = connection.scalar(select(now())) or 0.0
+        able, running = _workers(connection, moment)
+    expected = list(running)
+    if not is_paused(database):
+        expected += play(queue(database), able)
+    with database.read() as connection:
+        wanted = select(Job.id, Job.eta_start, Job.eta_finish)
+        states = (JobState.QUEUED, JobState.RUNNING)
+        said = {
+            row.id: (row.eta_start, row.eta_finish)
+            for row in connection.execute(wanted.where(Job.state.in_(states)))
+        }
+    return [
+        one
+        for one in expected
+        if one.job_id in said and _is_news(one, *said[one.job_id], moment)
+    ]
+
+
+def play(waiting: Queue, able: Iterable[Able]) -> list[Expected]:
+    """Play the queue through, and return when each job of it starts and ends."""
+    free = [(one.free_at, number, one) for number, one in enumerate(able)]
+    heapq.heapify(free)
+    found = []
+    while free:
+        at, number, worker = heapq.heappop(free)
+        job = waiting.take(_fits(worker))
+        # Else nothing that is left fits it.
+        if job is not None:
+            ends = at + job.seconds * worker.pace
+            found.append(Expected(job.id, at, ends))
+            heapq.heappush(free, (ends, number, worker))
+    return found
+
+
+def _fits(worker: Able) -> Callable[[Waiting], bool]:
+    budget = worker.budget
+    return lambda job: None in (budget, job.least_bytes) or job.least_bytes <= budget  # type: ignore[operator]
+
+
+def _workers(
+    connection: Connection, moment: float
+) -> tuple[list[Able], list[Expected]]:
+    """Return the workers that take jobs, and what is expected of those that run."""
+    rows = connection.execute(
+        select(
+            *(Worker.name, Worker.pace, Worker.budget_bytes),
+            *(Worker.refuses, Worker.drain),
+            *(Job.id, Job.estimate, Job.claimed_at, Job.eta_seconds, Job.step),
+        )
+        .outerjoin(Job, (Job.worker == Worker.name) & (Job.state == JobState.RUNNING))
+        .where(Worker.seen_at > now() - ALIVE_SECONDS)
+        .order_by(Worker.name)
+    ).all()
+    # One that was just started is taken for what the others are.
+    usual = median([row.pace for row in rows if row.pace] or [1.0])
+    able, running = [], []
+    for row in rows:
+        pace, free_at = row.pace or usual, moment
+        if row.id is not None:
+            left = _left(row.estimate, row.claimed_at, row.eta_seconds, moment, pace)
+            if left is None:
+                continue
+            free_at += left
+            running.append(Expected(row.id, None, free_at))
+        if row.refuses is None and row.drain is None:
+            able.append(Able(row.name, free_at, pace, row.budget_bytes))
+    return able, running
+
+
+def _left(
+    estimate: dict[str, float] | None,
+    claimed_at: float | None,
+    eta_seconds: float | None,
+    moment: float,
+    pace: float,
+) -> float | None:
+    """Return the seconds that a running job has left; None if nobody can say."""
+    if eta_seconds is not None:
+        return eta_seconds
+    if estimate is None or claimed_at is None:
+        return None
+    return max(0.0, estimate["seconds"] * pace - (moment - claimed_at))
+
+
+def _is_news(
+    one: Expected, start: float | None, finish: float | None, moment: float
+) -> bool:
+    def differs(new: float | None, said: float | None) -> bool:
+        if new is None or said is None:
+            return new is not said
+        return abs(new - said) > max(NEWS_SECONDS, NEWS_SHARE * (new - moment))
+
+    return differs(one.start, start) or differs(one.finish, finish)
