@@ -401,8 +401,9 @@ def test_nothing_is_wider_than_a_phone(visitor: Visitor) -> None:
     submit(page, size=48, steps="6", snapshot_every="1")
     until(page, "succeeded")
     assert visit.overflow() <= 0
-    page.goto("/jobs")
-    assert visit.overflow() <= 0
+    for address in ("/jobs", "/workers"):
+        page.goto(address)
+        assert visit.overflow() <= 0
     choose_samples(page)
     page.get_by_text("Advanced", exact=True).click()
     assert visit.overflow() <= 0
