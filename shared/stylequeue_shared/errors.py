@@ -6,6 +6,7 @@ StyleQueueError
 |  |- InvalidPicture         an upload is not a picture we can use
 |  |- NotFound               no such job, snapshot or picture
 |  `- Conflict               the job's state does not allow it
+|     `- InFlight            the same submission is still at work
 |- MachineError              this machine cannot do it now; another one, or later, may
 |  |- QueueFull              too many jobs wait already
 |  |- DiskFull               the store is below its floor of free space
@@ -61,6 +62,13 @@ class Conflict(UserError):
     """Raised when the job's state does not allow the request."""
 
     code, status = "conflict", 409
+
+
+class InFlight(Conflict):
+    """Raised when another request with the same Idempotency-Key is still at work."""
+
+    code = "in_flight"
+    retry_after: ClassVar[int] = 1
 
 
 class MachineError(StyleQueueError):

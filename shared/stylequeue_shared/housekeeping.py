@@ -21,6 +21,7 @@ from stylequeue_shared.database import OUTAGE, Database, now
 from stylequeue_shared.migrate import check
 from stylequeue_shared.models import Job, JobState, JobStyle, Lease, Picture, Trash
 from stylequeue_shared.models import Worker as WorkerRow
+from stylequeue_shared.once import forget_keys
 from stylequeue_shared.queue import Bell
 from stylequeue_shared.registry import FORGOTTEN_SECONDS
 from stylequeue_shared.settings import Settings
@@ -71,6 +72,7 @@ class Housekeeper:
             self._expire,
             self._delete_checkpoints,
             self._empty_trash,
+            self._forget_keys,
             self._delete_unused_pictures,
             self._delete_unfinished,
             self._forget_workers,
@@ -180,6 +182,9 @@ class Housekeeper:
             self._store.delete_prefix(f"renditions/{prefix}")
             with self._database.write() as connection:
                 connection.execute(delete(Trash).where(Trash.prefix == prefix))
+
+    def _forget_keys(self) -> None:
+        forget_keys(self._database)
 
     def _delete_unused_pictures(self) -> None:
         with self._database.read() as connection:

@@ -54,10 +54,12 @@ from stylequeue_shared.models import (
     Owner,
     Picture,
     Snapshot,
+    SubmissionKey,
     Switch,
     Trash,
     Worker,
 )
+from stylequeue_shared.once import Once
 from stylequeue_shared.turns import (
     Priority,
     ahead,
@@ -169,20 +171,26 @@ def submit(
     least_bytes: int | None = None,
     priority: Priority = "normal",
     owner: str = "",
+    repeats: tuple[Once, str] | None = None,
 ) -> str:
     """Record a job as queued and return its id, a UUIDv7.
 
     No worker that may take less than `least_bytes` of memory is to claim it. The jobs
     of an `owner` share the workers with those of others; many installations have one.
-    Raises QueueFull when `max_waiting` jobs wait already.
+    `repeats`, a client's key with the digest of what it sent, stands for the job then.
+    Raises QueueFull when `max_waiting` jobs wait already, and InFlight.
     """
     values = {"estimate": estimate, "least_bytes": least_bytes}
     values |= {"turn": turn_of(now(), priority), **standing(priority, owner)}
     with database.write() as connection:
         refuse_when_full(connection, max_waiting)
-        return _insert(
+        job_id = _insert(
             connection, settings.model_dump(), content_sha, style_shas, values
         )
+        if repeats is not None:
+            key, digest = repeats
+            key.record(connection, digest, job_id)
+        return job_id
 
 
 def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
@@ -200,6 +208,7 @@ def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
         _touch_pictures(connection, [job_id])
         values = {"estimate": job.estimate, "least_bytes": job.least_bytes}
         values |= {"turn": now(), **standing("normal", job.owner)}
+        values["retry_of"] = job_id
         return _insert(connection, job.settings, job.content_sha, shas, values)
 
 
@@ -856,6 +865,9 @@ def _delete(connection: Connection, job_ids: Sequence[str]) -> None:
     if not job_ids:
         return
     _touch_pictures(connection, job_ids)
+    # What is sent again makes a new job.
+    keys = SubmissionKey.job_id.in_(job_ids)
+    connection.execute(delete(SubmissionKey).where(keys))
     connection.execute(delete(Snapshot).where(Snapshot.job_id.in_(job_ids)))
     connection.execute(delete(JobStyle).where(JobStyle.job_id.in_(job_ids)))
     connection.execute(delete(Job).where(Job.id.in_(job_ids)))

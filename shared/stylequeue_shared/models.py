@@ -123,6 +123,9 @@ class Job(Base):
     # Seconds, memory and worker as foreseen when it was submitted.
     estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
+    # The job whose pictures and settings it has; that may be deleted by now.
+    retry_of: Mapped[str | None] = mapped_column(String(36))
+
     styles: Mapped[list["JobStyle"]] = relationship(
         order_by="JobStyle.position", cascade="all, delete-orphan"
     )
@@ -219,6 +222,21 @@ class Switch(Base):
     __tablename__ = "switches"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
+class SubmissionKey(Base):
+    """A client's `Idempotency-Key`: one submission, however often it is sent."""
+
+    __tablename__ = "submission_keys"
+
+    # With the owner before it: clients of one know nothing of another's.
+    key: Mapped[str] = mapped_column(String(330), primary_key=True)
+    # The request that is at it.
+    holder: Mapped[str] = mapped_column(String(36))
+    # Of pictures and settings, and the job that came of them; null until then.
+    digest: Mapped[str | None] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(String(36), index=True)
+    until: Mapped[float] = mapped_column(index=True)
 
 
 class Counter(Base):

@@ -12,6 +12,7 @@ from stylequeue_shared import jobs
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import NumericalError
 from stylequeue_shared.models import Worker as WorkerRow
+from stylequeue_shared.once import once
 from stylequeue_web.schemas import JobBody
 from tests.web.conftest import CONTENT, JOBS, STYLE, Kept, Worker, form
 
@@ -371,6 +372,107 @@ def test_a_retry_is_a_new_job_with_the_same_pictures_settings_and_seed(
     for name in ("content", "styles/0", "styles/1"):
         ours = client.get(f"{new['links']['self']}/{name}").data
         assert ours == client.get(f"{here}/{name}").data
+
+
+def keyed(client: FlaskClient, key: str = "a-key", **fields: Any) -> Any:
+    return client.post(JOBS, data=form(**fields), headers={"Idempotency-Key": key})
+
+
+def test_the_same_key_with_the_same_submission_gives_the_first_job_again(
+    client: FlaskClient, submit: Submit, kept: Kept
+) -> None:
+    sent = {"style": [STYLE, CONTENT], "settings": {"steps": 9, "image_size": 64}}
+    first = keyed(client, **sent)
+    assert first.status_code == 201
+    rows, files = kept.rows(), kept.files()
+    # The order of settings says nothing; the seed was drawn for the first.
+    sent["settings"] = {"image_size": 64, "steps": 9}
+    again = keyed(client, **sent)
+    assert again.status_code == 200
+    assert again.get_json() == first.get_json()
+    assert again.headers["Location"] == first.headers["Location"]
+    assert (kept.rows(), kept.files()) == (rows, files)
+    assert keyed(client, key="another", **sent).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"content": STYLE},
+        {"style": [STYLE, CONTENT]},
+        {"settings": {"steps": 9}},
+        {"settings": {"seed": 1}},
+    ],
+)
+def test_the_same_key_with_another_submission_is_refused(
+    client: FlaskClient, kept: Kept, other: dict[str, Any]
+) -> None:
+    keyed(client)
+    rows, files = kept.rows(), kept.files()
+    answer = keyed(client, **other)
+    assert (answer.status_code, answer.get_json()["code"]) == (409, "conflict")
+    assert answer.get_json()["field"] == "Idempotency-Key"
+    assert (kept.rows(), kept.files()) == (rows, files)
+
+
+def test_a_key_whose_submission_is_at_work_is_to_be_tried_again(
+    client: FlaskClient, database: Database, kept: Kept
+) -> None:
+    with once(database, " a-key"):
+        answer = keyed(client)
+        assert (answer.status_code, answer.get_json()["code"]) == (409, "in_flight")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert kept.is_nothing()
+    assert keyed(client).status_code == 201
+
+
+def test_a_refused_submission_leaves_its_key_free(client: FlaskClient) -> None:
+    assert keyed(client, content=b"no picture").status_code == 422
+    assert keyed(client, settings={"steps": 0}).status_code == 422
+    assert keyed(client).status_code == 201
+
+
+def test_a_repeat_is_answered_though_the_queue_is_full(
+    client: FlaskClient, submit: Submit
+) -> None:
+    first = keyed(client).get_json()
+    for _ in range(4):
+        submit()
+    assert keyed(client, key="another").status_code == 503
+    assert keyed(client).get_json()["id"] == first["id"]
+
+
+def test_the_key_of_a_deleted_job_makes_a_new_one(client: FlaskClient) -> None:
+    first = keyed(client).get_json()
+    client.post(first["links"]["cancel"])
+    assert keyed(client).get_json()["state"] == "cancelled"
+    client.delete(first["links"]["self"])
+    again = keyed(client)
+    assert again.status_code == 201
+    assert again.get_json()["id"] != first["id"]
+
+
+@pytest.mark.parametrize("key", ["", "a" * 256, "a key", "k\u00e9y"])
+def test_a_key_that_is_none_is_refused_by_name(
+    client: FlaskClient, kept: Kept, key: str
+) -> None:
+    answer = keyed(client, key=key)
+    assert answer.status_code == 422
+    assert "Idempotency-Key" in answer.get_json()["detail"]
+    assert kept.is_nothing()
+
+
+def test_a_retry_names_its_origin_even_when_that_is_gone(
+    client: FlaskClient, submit: Submit
+) -> None:
+    first = submit()
+    assert first["retry_of"] is None
+    client.post(first["links"]["cancel"])
+    again = client.post(first["links"]["retry"]).get_json()
+    assert again["retry_of"] == first["id"]
+    assert first["links"]["page"] in client.get(again["links"]["page"]).text
+    client.delete(first["links"]["self"])
+    assert client.get(again["links"]["self"]).get_json() == again
 
 
 def test_a_job_keeps_the_estimate_of_its_submission(

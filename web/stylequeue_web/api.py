@@ -78,7 +78,7 @@ blueprint = APIBlueprint(
 
 @blueprint.post(
     "/jobs",
-    responses={201: schemas.JobBody},
+    responses={200: schemas.JobBody, 201: schemas.JobBody},
     openapi_extensions={
         "requestBody": {
             "required": True,
@@ -86,8 +86,11 @@ blueprint = APIBlueprint(
         }
     },
 )
-def submit() -> Response:
-    """Submit a job: a content picture, one or more style pictures, settings."""
+def submit(header: schemas.SubmissionHeader) -> Response:
+    """Submit a job: a content picture, one or more style pictures, settings.
+
+    200 instead of 201 if the same request, by its Idempotency-Key, came before.
+    """
     _refuse_unknown_fields()
     content = _files("content")
     if len(content) != 1:
@@ -101,10 +104,12 @@ def submit() -> Response:
             "settings: found twice; one JSON object is allowed", field="settings"
         )
     text = settings[0] if settings else None
-    job_id = submissions.submit(
-        services(), content[0], _files("style"), text, **_standing()
+    job_id, is_new = submissions.submit(
+        *(services(), content[0], _files("style"), text),
+        key=header.idempotency_key,
+        **_standing(),
     )
-    return _created(job_id)
+    return _created(job_id, 201 if is_new else 200)
 
 
 @blueprint.get("/jobs/<job_id>", responses={200: schemas.JobBody})
@@ -270,9 +275,9 @@ def _files(name: str) -> list[FileStorage]:
     return request.files.getlist(name)
 
 
-def _created(job_id: str) -> Response:
+def _created(job_id: str, status: int = 201) -> Response:
     body = records.job(services(), job_id)
-    response = json_answer(body, 201)
+    response = json_answer(body, status)
     response.headers["Location"] = body["links"]["self"]
     return response
 

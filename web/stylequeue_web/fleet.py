@@ -76,7 +76,7 @@ def for_operators(
 @pages.post("/workers/<name>/drain")
 @for_operators
 def drain(name: str) -> ResponseReturnValue:
-    """Have a worker take no more jobs."""
+    """Have a worker take no more jobs, and maybe hand back the one it runs."""
     hand_back = request.form.get("running") == "hand_back"
     registry.drain(services().database, name, "hand_back" if hand_back else "finish")
     return _back()

@@ -209,7 +209,8 @@ def _submit(form: forms.PictureForm) -> str:
         raise UserError("Choose the picture to paint.", field="content")
     if not style:
         raise UserError("Choose at least one style picture.", field="style")
-    return submit_job(services(), content[0], style, json.dumps(form.given()))
+    given = json.dumps(form.given())
+    return submit_job(services(), content[0], style, given).job_id
 
 
 def _place(form: forms.PictureForm, error: UserError) -> None:

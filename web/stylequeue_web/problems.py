@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from werkzeug.exceptions import HTTPException
 
 from stylequeue_shared.database import OUTAGE
-from stylequeue_shared.errors import MachineError, OurError, StyleQueueError
+from stylequeue_shared.errors import InFlight, MachineError, OurError, StyleQueueError
 from stylequeue_web.pages import error_page
 
 MEDIA_TYPE = "application/problem+json"
@@ -50,7 +50,7 @@ def from_ours(error: StyleQueueError) -> ResponseReturnValue:
     if isinstance(error, OurError):
         return from_defect(error)
     response = _answer(error.status, error.code, error.message, error.field)
-    if isinstance(error, MachineError):
+    if isinstance(error, MachineError | InFlight):
         response.headers["Retry-After"] = str(error.retry_after)
     return response
 

@@ -54,6 +54,20 @@ class QueueBody(BaseModel):
     waiting: int
 
 
+class SubmissionHeader(BaseModel):
+    """What makes a submission safe to send again."""
+
+    idempotency_key: str | None = Field(
+        None,
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[!-~]+$",
+        description="Of the client's choice: for 24 hours the same key with the same "
+        "pictures and settings gives the first job again.",
+    )
+
+
 class JobsQuery(BaseModel):
     """Which jobs to list."""
 
@@ -153,6 +167,7 @@ class JobBody(BaseModel):
     estimate: Estimate | None = Field(
         description="Null when no worker was there to estimate it for."
     )
+    retry_of: str | None = Field(description="The job that this one repeats.")
     attempt: int
     requested: Literal["cancel", "finish", "pause"] | None
     stop_reason: Literal["completed", "finished_early", "flat"] | None

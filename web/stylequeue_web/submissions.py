@@ -1,8 +1,11 @@
 """A submission, by form or API: everything is checked before anything is kept."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from werkzeug.datastructures import FileStorage
 
@@ -18,6 +21,7 @@ from stylequeue_shared.job_settings import (
     parse_settings,
     style_fields,
 )
+from stylequeue_shared.once import Once, once
 from stylequeue_shared.turns import Priority
 from stylequeue_web.forecasts import forecast
 from stylequeue_web.services import Services
@@ -25,6 +29,14 @@ from stylequeue_web.uploads import is_cut_off
 
 # Below this much free space no job is accepted: its snapshots need room, too.
 FREE_BYTES_FLOOR = 500_000_000
+
+
+class Submitted(NamedTuple):
+    """The job of a submission."""
+
+    job_id: str
+    # Whether it was recorded now, and not by an earlier request with the same key.
+    is_new: bool
 
 
 def submit(
@@ -35,21 +47,41 @@ def submit(
     *,
     priority: Priority = "normal",
     owner: str = "",
-) -> str:
-    """Check and store the pictures, record the job, wake a worker; return the id.
+    key: str | None = None,
+) -> Submitted:
+    """Check and store the pictures, record the job, wake a worker; return its id.
 
-    Raises InvalidPicture and InvalidSetting naming the field, QueueFull, DiskFull;
-    then nothing is stored and no job recorded.
+    A `key` that gave a job before, of the same pictures and settings, gives that again.
+    Raises InvalidPicture and InvalidSetting naming the field, QueueFull, DiskFull, and
+    Conflict for a key of another submission; then nothing is stored or recorded.
     """
+    given = (services, content, styles, settings, priority, owner)
+    if key is None:
+        return _submit(*given, None)
+    with once(services.database, f"{owner} {key}") as held:
+        return _submit(*given, held)
+
+
+def _submit(
+    services: Services,
+    content: FileStorage,
+    styles: Sequence[FileStorage],
+    settings: str | bytes | None,
+    priority: Priority,
+    owner: str,
+    held: Once | None,
+) -> Submitted:
     installation = services.settings
-    _refuse_without_room(services)
+    if held is None or held.job_id is None:
+        _refuse_without_room(services)
     if not 1 <= len(styles) <= MAX_STYLES:
         raise InvalidPicture(
             f"style: found {len(styles)} pictures; allowed are 1 to {MAX_STYLES}",
             field="style",
         )
+    parsed = parse_settings(settings)
     completed = complete_settings(
-        parse_settings(settings),
+        parsed,
         styles=len(styles),
         max_image_size=installation.max_image_size,
         max_steps=installation.max_steps,
@@ -61,6 +93,11 @@ def submit(
             _inspect(services, file, field, path)
             for file, field, path in zip([content, *styles], fields, paths, strict=True)
         ]
+        shas = [picture.sha256 for picture in found]
+        # Of what was given: what is left out, such as the seed, is drawn each time.
+        digest = _digest([parsed, priority, *shas])
+        if held is not None and (first := held.repeats(digest)) is not None:
+            return Submitted(first, is_new=False)
         sizes = [(picture.width, picture.height) for picture in found]
         check_fits(completed, sizes[0], sizes[1:])
         expected = forecast(services.database, completed, sizes[0], sizes[1:])
@@ -72,17 +109,22 @@ def submit(
     job_id = jobs.submit(
         services.database,
         completed,
-        found[0].sha256,
-        [picture.sha256 for picture in found[1:]],
+        shas[0],
+        shas[1:],
         max_waiting=installation.max_waiting,
         estimate=expected,
         least_bytes=least_bytes(completed, sizes[0]),
         priority=priority,
         owner=owner,
+        repeats=None if held is None else (held, digest),
     )
     # If Redis is down the housekeeper sends the wake-up later.
     services.bell.ring(job_id)
-    return job_id
+    return Submitted(job_id, is_new=True)
+
+
+def _digest(given: object) -> str:
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_without_room(services: Services) -> None:
