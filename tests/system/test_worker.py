@@ -14,10 +14,12 @@ from typing import Any
 import psutil
 import pytest
 from PIL import Image
+from redis import Redis
 from sqlalchemy import select
 
 from stylequeue_shared import jobs
 from stylequeue_shared.database import Database
+from stylequeue_shared.housekeeping import Housekeeper
 from stylequeue_shared.models import Job, JobState, Worker
 from stylequeue_shared.queue import Bell, worker_celery
 from stylequeue_shared.settings import Settings
@@ -312,6 +314,48 @@ def test_a_wedged_worker_loses_its_job_and_is_replaced(own: Site) -> None:
     assert own.processes() == (main, child)
 
 
+def test_a_worker_that_hangs_still_stops_when_it_is_told_to(own: Site) -> None:
+    job = own.submit(**ENDLESS)
+    own.painting(job)
+    _, child = own.processes()
+    child.suspend()
+    own.launcher.terminate()
+    assert own.launcher.wait(30) == 0
+    own.wait_for(lambda: is_gone(child), 20)
+    own.wait_for(lambda: jobs.return_lost(own.database) == [job])
+
+
+def test_a_flushed_broker_loses_no_job(own: Site) -> None:
+    first = own.submit(**ENDLESS)
+    own.painting(first)
+    second = own.submit()
+    with Redis.from_url(own.settings.redis_url.replace("redis+socket", "unix")) as all_:
+        all_.flushall()
+    assert own.bell.waiting() == 0
+    jobs.request(own.database, first, "cancel")
+    keeper = Housekeeper(own.database, own.store, own.bell, own.settings)
+    own.wait_for(lambda: keeper.round() and own.row(second).state == "succeeded")
+    assert own.row(second).attempt == 1
+
+
+def test_messages_doubled_out_of_order_or_of_no_job_run_each_job_once(
+    own: Site,
+) -> None:
+    ended = own.submit()
+    own.ended(ended)
+    first, second = (submit(own.database, own.store) for _ in range(2))
+    for _ in range(5):
+        for job in (second, first, ended, "0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"):
+            assert own.bell.ring(job)
+    for job in (first, second):
+        assert own.ended(job).state == "succeeded"
+    own.wait_for(lambda: own.bell.waiting() == 0)
+    rows = [own.row(job) for job in (ended, first, second)]
+    assert [(row.state, row.attempt) for row in rows] == [("succeeded", 1)] * 3
+    claims = [line["job"] for line in own.events() if line["event"] == "job_claimed"]
+    assert claims == [ended, first, second]
+
+
 def test_a_killed_main_process_ends_everything_with_an_error(own: Site) -> None:
     job = own.submit(**ENDLESS)
     own.painting(job)
@@ -382,6 +426,16 @@ def test_a_job_outlives_a_restart_of_the_broker(tmp_path: Path) -> None:
         jobs.request(site.database, job, "cancel")
         site.ended(job)
         assert site.ended(site.submit()).state == "succeeded"
+        # And once more while nothing runs; what is submitted meanwhile waits.
+        server.kill()
+        server.wait()
+        meanwhile = submit(site.database, site.store)
+        assert not site.bell.ring(meanwhile)
+        server = valkey.start()
+        keeper = Housekeeper(site.database, site.store, site.bell, settings)
+        site.wait_for(
+            lambda: keeper.round() and site.row(meanwhile).state == "succeeded"
+        )
     finally:
         site.close()
         valkey.stop(server)

@@ -170,7 +170,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "STORE_PAUSES", (0.05, 0.05))
     monkeypatch.setattr(runner_module, "LAND_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(runner_module, "DRAIN_SECONDS", 0.3)
+    monkeypatch.setattr(runner_module, "LEAVE_SECONDS", 0.3)
 
 
 def test_nothing_waiting_is_nothing_done(bench: Bench) -> None:
@@ -404,7 +404,7 @@ def test_a_worker_that_is_told_to_stop_leaves_a_checkpoint(bench: Bench) -> None
 def test_a_checkpoint_that_takes_too_long_is_not_written_by_a_worker_that_stops(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "LEAVE_SECONDS", 0)
+    monkeypatch.setattr(runner_module, "CHECKPOINT_SECONDS", 0)
     job = bench.submit(steps=8)
     bench.engine.at[5] = bench.draining.start
     bench.runner.run_next()
@@ -492,6 +492,28 @@ def test_a_worker_that_shuts_down_hands_its_job_back(bench: Bench) -> None:
     assert bench.engine.painted == [1, 2]
     assert not bench.runner.run_next()
     assert bench.row(job).state == "queued"
+
+
+def test_a_job_is_handed_back_in_the_middle_of_a_step_that_takes_too_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "LET_GO_SECONDS", 0.5)
+    monkeypatch.setattr(runner_module, "LEAVE_SECONDS", 60)
+    states = []
+
+    def stall() -> None:
+        bench.draining.start()
+        deadline = time.monotonic() + 30
+        while bench.row(job).state == "running" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        states.append(bench.row(job).state)
+
+    job = bench.submit(steps=6, snapshot_every=2)
+    bench.engine.at[3] = stall
+    assert bench.runner.run_next()
+    row = bench.row(job)
+    assert states == ["queued"]
+    assert (row.state, row.attempt, row.losses) == ("queued", 1, 0)
 
 
 def test_a_step_longer_than_the_lease_does_not_lose_it(bench: Bench) -> None:

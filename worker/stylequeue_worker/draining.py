@@ -1,6 +1,11 @@
 """The word from Celery's main process to the child that runs jobs: stop."""
 
 import mmap
+import struct
+import time
+
+# When the word was given, by the clock that all processes of a machine share.
+SINCE = struct.Struct("d")
 
 
 class Draining:
@@ -11,21 +16,29 @@ class Draining:
     """
 
     def __init__(self) -> None:
-        self._bytes = mmap.mmap(-1, 2)
+        self._bytes = mmap.mmap(-1, 2 + SINCE.size)
 
     def start(self) -> None:
         """Have the running job handed back, and no other taken."""
-        self._bytes[0] = 1
+        if not self.started:
+            SINCE.pack_into(self._bytes, 2, time.monotonic())
+            self._bytes[0] = 1
 
     def start_broken(self) -> None:
         """Have the worker end with an error: it can run no job at all."""
         self._bytes[1] = 1
-        self._bytes[0] = 1
+        self.start()
 
     @property
     def started(self) -> bool:
         """Whether this worker is to end."""
         return bool(self._bytes[0])
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been so."""
+        since: float = SINCE.unpack_from(self._bytes, 2)[0]
+        return time.monotonic() - since if self.started else 0.0
 
     @property
     def broken(self) -> bool:

@@ -31,7 +31,8 @@ class Lease:
 
     So neither a long step nor a slow database holds up the other. Progress that an
     outage of the database swallows is dropped: the next is worth more. When the work
-    has stopped, so does the renewing, and `on_stuck` is called.
+    has stopped, so does the renewing, and `on_stuck` is called. When `is_late` says so,
+    the job is handed back, in the middle of a step if need be.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Lease:
         held: jobs.Claim,
         seconds: float,
         on_stuck: Callable[[], None] | None = None,
+        is_late: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_late = is_late
         self.watchdog = Watchdog()
         self._on_stuck = on_stuck or end_process
         self.requested: str | None = None
@@ -102,6 +105,9 @@ class Lease:
                 log.critical("worker_stuck")
                 self._on_stuck()
                 return
+            if self._is_late():
+                self._let_go()
+                return
             progress = self._progress
             news = progress is not written
             if news or time.monotonic() - renewed >= self._renew_seconds:
@@ -114,6 +120,19 @@ class Lease:
                     return
                 written = progress
             pause = min(REPORT_SECONDS, self._seconds / 6)
+
+    def _let_go(self) -> None:
+        """Hand the job back, as it is in its last checkpoint: there is no more time."""
+        try:
+            self.end(jobs.hand_back)
+        except LeaseLost:
+            pass
+        except OUTAGE as error:
+            log.warning("job_left_to_its_lease", error=str(error))
+        else:
+            log.warning("job_let_go")
+        # Whatever the step brings: it is not ours any more.
+        self.lost = True
 
     @property
     def _renew_seconds(self) -> float:

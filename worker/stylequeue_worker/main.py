@@ -18,8 +18,8 @@ from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.settings import PREFIX, Settings
 from stylequeue_worker.devices import Place, places
 
-# A worker hands its job back between two steps, and a step may take seconds.
-GRACE_SECONDS = 12.0
+# A worker hands its job back within nine seconds; what hangs then is ended.
+GRACE_SECONDS = 9.6
 TICK = 0.1
 
 log = structlog.get_logger()
@@ -50,7 +50,12 @@ class Supervisor:
             died = self._watch()
         finally:
             statuses = self._end()
-        return 1 if died or any(statuses) else 0
+        # What was told to stop and did not has let go of its job, or its lease will.
+        return (
+            1
+            if died or any(status not in (0, -signal.SIGKILL) for status in statuses)
+            else 0
+        )
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True

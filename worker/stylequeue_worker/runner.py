@@ -43,11 +43,12 @@ from stylequeue_worker.tally import Tally
 # Pauses between attempts to store a result: a minute in all, then the job fails.
 STORE_PAUSES = (0.5, 1, 2, 4, 8, 15, 30)
 LAND_PAUSE_SECONDS = 5.0
-# A worker that shuts down tries this long to say how its job ended.
-DRAIN_SECONDS = 5.0
-
-# A checkpoint that would take longer is not written by a worker that shuts down.
-LEAVE_SECONDS = 8.0
+# A worker that was told to stop writes a checkpoint if that is done so soon; then it
+# hands its job back as it is, in the middle of a step if need be; and at last leaves it
+# to its lease. All of it ends within ten seconds.
+CHECKPOINT_SECONDS = 7.0
+LET_GO_SECONDS = 8.0
+LEAVE_SECONDS = 9.0
 
 log = structlog.get_logger()
 
@@ -135,7 +136,9 @@ class Runner:
                 self.tally.starts += 1
                 self.tally.start_seconds += held.waited
             try:
-                with Lease(self._database, held, seconds) as lease:
+                with Lease(
+                    self._database, held, seconds, is_late=self._is_late
+                ) as lease:
                     attempt = Attempt(
                         *(held, lease, self._store, self._painter),
                         *(self._draining, self.tally),
@@ -148,6 +151,10 @@ class Runner:
             except Exception:
                 log.exception("job_left_to_its_lease")
         return True
+
+    def _is_late(self) -> bool:
+        """Whether the job is to be handed back however long its step takes."""
+        return self._draining.seconds > LET_GO_SECONDS
 
     def drain(self, *, hand_back: bool) -> None:
         """Take no more jobs, as an operator said; maybe hand the running one back."""
@@ -296,7 +303,8 @@ class Attempt:
             return
         for pause in (*STORE_PAUSES, None):
             seconds = self._checkpoints.seconds_for(state)
-            if self._draining.started and seconds > LEAVE_SECONDS:
+            late = self._draining.seconds + seconds > CHECKPOINT_SECONDS
+            if self._draining.started and late:
                 log.warning("checkpoint_takes_too_long", seconds=round(seconds, 1))
                 return
             if self._checkpoints.save(state) or pause is None:
@@ -458,7 +466,6 @@ class Attempt:
 
     def _land(self, event: str, end: End) -> None:
         """Write the end of the job, however long the database is away."""
-        hurry: float | None = None
         while True:
             try:
                 self._lease.end(end)
@@ -466,11 +473,9 @@ class Attempt:
                 return
             except OUTAGE as error:
                 log.warning("end_not_written", end=event, error=str(error))
-            if self._draining.started:
-                hurry = hurry or time.monotonic() + DRAIN_SECONDS
-                if time.monotonic() > hurry:
-                    raise MachineError("shut down before the job's end was written")
-            time.sleep(0.5 if hurry else LAND_PAUSE_SECONDS)
+            if self._draining.seconds > LEAVE_SECONDS:
+                raise MachineError("shut down before the job's end was written")
+            time.sleep(0.5 if self._draining.started else LAND_PAUSE_SECONDS)
 
 
 class Clock:
