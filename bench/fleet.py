@@ -22,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from stylequeue_shared.queue import Bell
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import open_store
 from stylequeue_shared.turns import standing
+from stylequeue_worker.tally import Tally
 
 OWNERS = 50
 POLLERS, POLL_SECONDS = 1000, 5.0
@@ -116,8 +118,9 @@ def _fleet(
     bell = Bell(settings)
     store = open_store(settings.store_url)
     keeper = Housekeeper(database, store, bell, settings)
-    # Until all workers are at work: they begin within the time of a job.
-    time.sleep(STEPS * STEP_SECONDS + 5)
+    # Until all workers are at work: they begin within the time of a job, and
+    # know their pace after another.
+    time.sleep(2 * STEPS * STEP_SECONDS + 5)
     before, began = _load(database), time.monotonic()
     rounds: list[float] = []
     foretold: dict[str, Any] = {}
@@ -175,16 +178,17 @@ def _work(settings: Settings, number: int, count: int, stop: Any, line: Any) -> 
         return result
 
     def run(name: str) -> None:
-        identity = registry.Identity(name, "bench", "asleep", None, pace=1.0)
+        identity, tally = registry.Identity(name, "bench", "asleep", None), Tally()
         chance = random.Random(name)
         # Not all at once: fleets are not started so.
         time.sleep(chance.uniform(0, STEPS * STEP_SECONDS))
         while not stop.is_set():
-            registry.beat(database, identity)
+            registry.beat(database, replace(identity, pace=tally.pace))
             held = timed("claim", jobs.claim, database, name, lease_seconds=30)
             if held is None:
                 time.sleep(1)
                 continue
+            began = time.monotonic()
             for step in range(1, STEPS + 1):
                 time.sleep(STEP_SECONDS)
                 left = (STEPS - step) * STEP_SECONDS
@@ -195,6 +199,7 @@ def _work(settings: Settings, number: int, count: int, stop: Any, line: Any) -> 
                     return
             result = jobs.Result("jobs/bench/1/result.png", 64, 48)
             timed("end", jobs.succeed, database, held, progress, result)
+            tally.add_pace(time.monotonic() - began, STEPS * STEP_SECONDS)
 
     _threads([partial(run, f"{number}-{n}@bench") for n in range(count)])
     line.put(dict(times))

@@ -66,7 +66,11 @@ def test_the_smallest_plan_is_taken_from_its_very_byte_on(given, size, half):
     pairs = HISTORY_AT_LEAST if given.optimizer == "lbfgs" else 0
     smallest = Plan(band_rows(given, size), fewest_held(given, size), half, pairs)
     enough = peak_bytes(given, size, smallest)
-    assert plan(given, size, enough) == smallest
+    found = plan(given, size, enough)
+    assert found is not None
+    # More bands may be held where that takes no more memory.
+    assert replace(found, held=smallest.held) == smallest
+    assert peak_bytes(given, size, found) == enough
     less = plan(given, size, enough - 1)
     assert less is None if half else less is None or less.half
 

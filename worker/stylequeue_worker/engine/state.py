@@ -91,7 +91,7 @@ def decode(record: bytes, part: Callable[[str], bytes]) -> State:
             )
         step, plan = _whole(header["step"], 1), _plan(header["plan"])
         tensors = safetensors.torch.load(record)
-        names = [(str(name), str(of)) for name, of in header["parts"].items()]
+        names = _names(header["parts"])
     except (*DAMAGE, SafetensorError, RecursionError) as error:
         raise _damaged(error) from None
     for name, of in names:
@@ -100,6 +100,12 @@ def decode(record: bytes, part: Callable[[str], bytes]) -> State:
         except (*DAMAGE, SafetensorError) as error:
             raise _damaged(error) from None
     return State(step, tensors, plan)
+
+
+def _names(parts: Any) -> list[tuple[str, str]]:
+    if not isinstance(parts, dict):
+        raise TypeError(f"parts is {parts!r}")
+    return [(str(name), str(of)) for name, of in parts.items()]
 
 
 def _parts(state: State) -> tuple[dict[str, str], dict[str, Tensor]]:
