@@ -60,7 +60,8 @@ class Settings(BaseModel):
         description="Redis address; left out: an embedded server in HOME.",
     )
     store: str | None = Field(
-        None, description="Folder of the pictures; left out: in HOME."
+        None,
+        description="Folder of the pictures, or s3://bucket/prefix; left out: in HOME.",
     )
     weights: str = Field(
         "bundled", description="`bundled`, `imagenet` or a safetensors file."

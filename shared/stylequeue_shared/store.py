@@ -1,229 +1,117 @@
-"""Where the bytes of pictures lie: a folder. Callers know keys, never paths."""
+"""Where the bytes of pictures lie. Callers know keys, never paths or addresses."""
 
-import errno
-import os
 import re
-import shutil
-import tempfile
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-from stylequeue_shared.errors import (
-    BadConfiguration,
-    DiskFull,
-    MachineError,
-    NotFound,
-)
+from stylequeue_shared.errors import BadConfiguration
 
 # No segment begins with a dot: neither '..' nor an unfinished file.
 KEY = re.compile(r"[a-z0-9_-][a-z0-9._-]*(/[a-z0-9_-][a-z0-9._-]*)*")
-UNFINISHED = ".unfinished-"
 
 
-def open_store(address: str | Path) -> "Store":
-    """Open the store at that address. Raises BadConfiguration."""
-    if "://" in str(address):
-        raise BadConfiguration(
-            f"STYLEQUEUE_STORE: found {address}; allowed is a folder so far"
-        )
-    root = Path(address).expanduser().absolute()
-    try:
-        _make_folder(root)
-    except OSError as error:
-        raise BadConfiguration(
-            f"STYLEQUEUE_STORE: cannot make {root} ({error.strerror}); "
-            "set it to a folder that can be written to"
-        ) from None
-    return Store(root)
+class Store(ABC):
+    """Files by key, each whole or absent.
 
+    A store that is out of reach or refuses us raises MachineError, and a folder that
+    cannot be read what the system says of it: OSError.
+    """
 
-class Store:
-    """Files by key, each whole or absent; readable by this user only."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
+    @abstractmethod
     def put(self, key: str, data: bytes | Path) -> None:
-        """Store the bytes, or a copy of the file. Raises DiskFull, MachineError."""
-        path = self._path(key)
-        with _machine_errors(key):
-            handle, name = self._start(path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    _write(file, data)
-                    # Else a power cut may leave the name without the bytes.
-                    os.fsync(handle)
-                Path(name).replace(path)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    Path(name).unlink()
-                raise
-            _sync_folder(path.parent)
+        """Store the bytes, or a copy of the file. Raises DiskFull."""
 
     def get(self, key: str) -> bytes:
         """Return the bytes. Raises NotFound."""
         with self.open(key) as file:
             return file.read()
 
+    @abstractmethod
     def open(self, key: str) -> BinaryIO:
-        """Open for reading; a file that is replaced meanwhile stays what it was."""
-        with _not_found(key):
-            return self._path(key).open("rb")
+        """Open for reading from begin to end; it stays what it was if it is replaced.
 
-    @contextmanager
-    def local(self, key: str) -> Iterator[Path]:
-        """Have the bytes in a local file, which must not be changed, for a while."""
-        path = self._path(key)
-        if not path.is_file():
-            raise _missing(key)
-        yield path
+        Raises NotFound.
+        """
 
+    @abstractmethod
+    def local(self, key: str) -> AbstractContextManager[Path]:
+        """Have the bytes in a local file, which must not be changed, for a while.
+
+        Raises NotFound.
+        """
+
+    @abstractmethod
     def exists(self, key: str) -> bool:
         """Whether there is such a file."""
-        return self._path(key).is_file()
 
+    @abstractmethod
     def size(self, key: str) -> int:
         """Return the number of bytes. Raises NotFound."""
-        with self.local(key) as path, _not_found(key):
-            return path.stat().st_size
 
+    @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the file, if it is there."""
-        path = self._path(key)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            path.unlink()
-        self._remove_empty(path.parent)
 
+    @abstractmethod
     def delete_prefix(self, prefix: str) -> None:
         """Remove everything under the prefix, which ends with a slash."""
-        folder = self._folder(prefix)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            shutil.rmtree(folder)
-        self._remove_empty(folder.parent)
 
+    @abstractmethod
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Iterate over the keys under a prefix that is empty or ends with a slash."""
-        folder = self._folder(prefix) if prefix else self._root
-        for path in _files(folder):
-            if not path.name.startswith("."):
-                yield path.relative_to(self._root).as_posix()
 
+    @abstractmethod
     def delete_unfinished(self, older_than: float) -> int:
         """Remove what killed writers left that many seconds ago; return how many."""
-        count = 0
-        for path in _files(self._root):
-            with suppress(FileNotFoundError):
-                if (
-                    path.name.startswith(UNFINISHED)
-                    and time.time() - path.stat().st_mtime >= older_than
-                ):
-                    path.unlink()
-                    count += 1
-        return count
 
+    @abstractmethod
     def free_bytes(self) -> int | None:
         """Return what is free; None where nobody can say."""
-        return shutil.disk_usage(self._root).free
 
+    @abstractmethod
     def check(self) -> None:
-        """See that the store can be written to. Raises DiskFull, MachineError."""
-        with (
-            _machine_errors("the store"),
-            tempfile.NamedTemporaryFile(dir=self._root, prefix=UNFINISHED) as file,
-        ):
-            file.write(b"a")
-            file.flush()
-
-    def _start(self, folder: Path) -> tuple[int, str]:
-        """Open an unfinished file in the folder."""
-        for _ in range(1000):
-            _make_folder(folder)
-            # Another process may remove the folder, still empty, in between; one that
-            # deletes all the time does so often.
-            with suppress(FileNotFoundError):
-                return tempfile.mkstemp(dir=folder, prefix=UNFINISHED)
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-
-    def _path(self, key: str) -> Path:
-        if not KEY.fullmatch(key):
-            raise ValueError(f"not a key of the store: {key!r}")
-        return self._root / key
-
-    def _folder(self, prefix: str) -> Path:
-        if not prefix.endswith("/"):
-            raise ValueError(f"not a prefix that ends with a slash: {prefix!r}")
-        return self._path(prefix[:-1])
-
-    def _remove_empty(self, folder: Path) -> None:
-        with suppress(OSError):  # the first that is not empty
-            while folder != self._root:
-                folder.rmdir()
-                folder = folder.parent
+        """See that the store can be written to. Raises DiskFull."""
 
 
-def _write(file: BinaryIO, data: bytes | Path) -> None:
-    if isinstance(data, Path):
-        with data.open("rb") as source:
-            shutil.copyfileobj(source, file, 1024**2)
-    else:
-        file.write(data)
-    file.flush()
+def open_store(address: str | Path) -> Store:
+    """Open the store at that address; after a fork, never before.
 
+    A bucket need not answer yet. Raises BadConfiguration.
+    """
+    # Late, since each of them builds on this module, and s3fs may not be there.
+    if not str(address).startswith("s3://"):
+        if "://" in str(address):
+            # Not what was found: there may be a password in it.
+            raise BadConfiguration(
+                "STYLEQUEUE_STORE: found an address of another kind; allowed is a "
+                "folder, or s3://bucket/prefix"
+            )
+        from stylequeue_shared.store_folder import open_folder
 
-def _make_folder(folder: Path) -> None:
-    # Parent by parent, since mkdir gives its mode to the last one only.
+        return open_folder(address)
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except FileNotFoundError:
-        _make_folder(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        from stylequeue_shared.store_s3 import open_bucket
+    except ImportError as error:
+        raise BadConfiguration(
+            f"STYLEQUEUE_STORE: a store in a bucket needs {error.name or 's3fs'}, "
+            "which is not installed; install stylequeue[s3]"
+        ) from None
+    return open_bucket(str(address))
 
 
-def _sync_folder(folder: Path) -> None:
-    # The folder may be gone by now, with all that is in it.
-    with suppress(FileNotFoundError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def check_key(key: str) -> str:
+    """Return the key. Raises ValueError if it is none."""
+    if not KEY.fullmatch(key):
+        raise ValueError(f"not a key of the store: {key!r}")
+    return key
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Walk over all files, in the order of their names; what vanishes is passed by."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path))
-        else:
-            yield Path(entry.path)
-
-
-@contextmanager
-def _machine_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                "there is no room left for pictures; try again later"
-            ) from error
-        raise MachineError(f"cannot write {what} ({error.strerror})") from error
-
-
-@contextmanager
-def _not_found(key: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise _missing(key) from None
-
-
-def _missing(key: str) -> NotFound:
-    return NotFound(f"no such file: {key}")
+def check_prefix(prefix: str) -> str:
+    """Return the prefix. Raises ValueError if it is none, or empty."""
+    if not prefix.endswith("/"):
+        raise ValueError(f"not a prefix that ends with a slash: {prefix!r}")
+    check_key(prefix[:-1])
+    return prefix

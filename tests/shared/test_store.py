@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_written_one(
         elif step == "replace":
             patch.setattr(Path, "replace", refuse_with(code))
         else:
-            patch.setattr("stylequeue_shared.store._write", refuse_with(code))
+            patch.setattr("stylequeue_shared.store_folder._write", refuse_with(code))
         with pytest.raises(DiskFull):
             store.put("a/b", b"new")
     assert store.get("a/b") == b"old"
@@ -222,8 +222,8 @@ except MachineError as error:
 def test_a_writer_that_is_killed_leaves_no_key(tmp_path: Path) -> None:
     code = f"""
 import os, signal
-from stylequeue_shared import store
-store.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+from stylequeue_shared import store, store_folder
+store_folder.os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
 store.open_store({str(tmp_path)!r}).put("a/b", bytes(5000))
 """
     subprocess.run([sys.executable, "-c", code], check=False)
