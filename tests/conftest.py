@@ -1,4 +1,4 @@
-"""What tests of the queue run on: SQLite, and a real PostgreSQL server."""
+"""What tests run on: SQLite, a real PostgreSQL server, a real server of buckets."""
 
 import shutil
 import tempfile
@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 
 from stylequeue_shared.database import Database
 from stylequeue_shared.migrate import migrate
+from tests.seaweedfs import BUCKET, SeaweedFS, set_variables
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +76,24 @@ def database(database_url: str) -> Iterator[Database]:
     opened = Database(database_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """A real server of S3's protocol; one that does not start is an error."""
+    server = SeaweedFS(tmp_path_factory.mktemp("seaweedfs"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def bucket(seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty store in a bucket; the environment has its key."""
+    set_variables(monkeypatch, seaweedfs.environment)
+    return f"s3://{BUCKET}/{uuid4().hex}"
 
 
 def _copied(server: str, *, of: str) -> Iterator[str]:

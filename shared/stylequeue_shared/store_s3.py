@@ -141,7 +141,7 @@ class S3Store(Store):
         self._call("delete_object", key)
 
     def delete_prefix(self, prefix: str) -> None:
-        for names in self._pages(check_prefix(prefix)):
+        for names in filter(None, self._pages(check_prefix(prefix))):
             objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
             answer = self._call("delete_objects", Delete=objects)
             for refused in answer.get("Errors", ()):
@@ -183,17 +183,13 @@ class S3Store(Store):
 
     def _pages(self, prefix: str) -> Iterator[list[str]]:
         """Yield the names of all objects under the prefix, up to 1000 at a time."""
-        last = ""
+        where = {"Prefix": f"{self._root}{prefix}"}
         while True:
-            answer = self._call(
-                "list_objects_v2", Prefix=f"{self._root}{prefix}", StartAfter=last
-            )
-            names = [found["Key"] for found in answer.get("Contents", ())]
-            if names:
-                yield names
-                last = names[-1]
+            answer = self._call("list_objects_v2", **where)
+            yield [found["Key"] for found in answer.get("Contents", ())]
             if not answer.get("IsTruncated"):
                 return
+            where["ContinuationToken"] = answer["NextContinuationToken"]
 
     def _call(self, method: str, key: str | None = None, **given: Any) -> Any:
         """Call the method of S3's interface, about the key if there is one."""

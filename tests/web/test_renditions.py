@@ -31,6 +31,15 @@ NAMES = ["content", "styles/0"]
 SIZES = ["", *(f"?size={size}" for size in RENDITION_SIZES)]
 
 
+@pytest.fixture(params=["folder", "bucket"])
+def installation(request: pytest.FixtureRequest, installation: Settings) -> Settings:
+    """An installation with a store of each kind in turn."""
+    if request.param == "folder":
+        return installation
+    address = request.getfixturevalue("bucket")
+    return installation.model_copy(update={"store": address})
+
+
 @pytest.fixture
 def here(submit: Submit, worker: Worker) -> str:
     """The address of a finished job whose pictures tell too much."""
@@ -77,6 +86,7 @@ def test_a_size_that_is_not_made_is_refused_with_those_that_are(
     assert kept.files() == before
 
 
+@pytest.mark.parametrize("installation", ["folder"], indirect=True)
 def test_a_rendition_is_made_once(
     client: FlaskClient, here: str, kept: Kept, installation: Settings
 ) -> None:

@@ -1,5 +1,7 @@
 """Pictures as they leave the house: without metadata, at a fitting size."""
 
+from io import BytesIO
+
 from flask import Response, request, send_file
 
 from stylequeue_shared.artefacts import (
@@ -73,13 +75,16 @@ def _send_made(
 
 
 def _send(services: Services, key: str, name: str) -> Response:
+    etag = key.replace("/", "-")
+    # A store far away need not begin to send what nobody will read.
+    unread = request.method == "HEAD" or etag in request.if_none_match
     response = send_file(
-        services.store.open(key),
+        BytesIO() if unread else services.store.open(key),
         mimetype=media_type(key),
         download_name=name,
         as_attachment="download" in request.args,
         # A key never names other bytes.
-        etag=key.replace("/", "-"),
+        etag=etag,
         max_age=86400,
         # Below, when all headers are there; and not by parts, which nobody needs.
         conditional=False,
