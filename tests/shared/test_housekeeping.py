@@ -31,6 +31,7 @@ from stylequeue_shared.models import Job, Lease, Picture, Trash, Worker
 from stylequeue_shared.queue import Bell
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
+from stylequeue_shared.store_folder import FolderStore
 from tests.shared.outages import Flaky
 from tests.shared.submitting import HALF_WAY, claim, picture, row, run_out, submit
 
@@ -54,7 +55,7 @@ class FakeBell(Bell):
         return self.in_queue
 
 
-class Broken(Store):
+class Broken(FolderStore):
     """A real store that deletes nothing."""
 
     def delete_prefix(self, prefix: str) -> None:
@@ -110,7 +111,7 @@ def house(database: Database, tmp_path: Path) -> Iterator[House]:
     url = database.engine.url.render_as_string(hide_password=False)
     settings = Settings(home=tmp_path, database=url, lease_seconds=LEASE)
     flaky = Flaky(url)
-    yield House(flaky, Store(tmp_path / "store"), settings)
+    yield House(flaky, FolderStore(tmp_path / "store"), settings)
     flaky.close()
 
 
@@ -430,7 +431,7 @@ def test_a_picture_submitted_while_it_is_deleted_is_there_in_the_end(
 ) -> None:
     deleting = threading.Event()
 
-    class Slow(Store):
+    class Slow(FolderStore):
         def delete(self, key: str) -> None:
             deleting.set()
             time.sleep(0.5)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import tifffile
@@ -15,13 +15,13 @@ from sqlalchemy import select, update
 from stylequeue_shared import jobs
 from stylequeue_shared.artefacts import PREVIEW_SIZE, rendition_key, states_prefix
 from stylequeue_shared.database import Database, now
-from stylequeue_shared.errors import DiskFull, NumericalError
+from stylequeue_shared.errors import DiskFull, MachineError, NumericalError
 from stylequeue_shared.estimates import planned_bytes
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.models import Base, Job, Snapshot
 from stylequeue_shared.plans import Plan
 from stylequeue_shared.settings import Settings
-from stylequeue_shared.store import Store
+from stylequeue_shared.store_folder import FolderStore
 from stylequeue_worker import checkpoints, lease, watchdog
 from stylequeue_worker import runner as runner_module
 from stylequeue_worker.draining import Draining
@@ -90,13 +90,19 @@ class Fake:
         self.recovered += 1
 
 
-class Refusing(Store):
-    """A real store that refuses some writes."""
+class Refusing(FolderStore):
+    """A real store that refuses some writes, and may be away when it is read."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.refuses: Callable[[str], bool] = lambda key: False
+        self.is_away: Callable[[str], bool] = lambda key: False
         self.pause = 0.0
+
+    def open(self, key: str) -> BinaryIO:
+        if self.is_away(key):
+            raise MachineError("the store does not answer")
+        return super().open(key)
 
     def put(self, key: str, data: bytes | Path) -> None:
         time.sleep(self.pause)
@@ -867,6 +873,47 @@ def test_on_a_gpu_a_snapshot_of_a_lost_job_ends_the_attempt(bench: Bench) -> Non
     assert bench.row(job).state == "running"
     assert bench.snapshots(job) == []
     assert len(bench.engine.painted) < 50
+
+
+@pytest.mark.parametrize("of", ["pictures", "states"])
+def test_a_store_that_is_away_for_a_moment_costs_a_job_nothing(
+    bench: Bench, of: str
+) -> None:
+    job = bench.submit(steps=6, snapshot_every=6)
+    bench.engine.at[3] = bench.draining.start
+    bench.runner.run_next()
+    assert bench.row(job).checkpoint_step == 2
+    bench.start_again()
+    away = iter([True, True])
+    bench.store.is_away = lambda key: of in key and next(away, False)
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.faults) == ("succeeded", 0)
+    assert next(away, "asked") == "asked"
+    assert bench.engine.painted == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_worker_that_shuts_down_while_the_store_is_away_hands_its_job_back(
+    bench: Bench,
+) -> None:
+    job = bench.submit()
+
+    def is_away(key: str) -> bool:
+        bench.draining.start()
+        return True
+
+    bench.store.is_away = is_away
+    bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.worker, row.faults) == ("queued", None, 0)
+
+
+def test_a_store_that_stays_away_is_the_machines_fault(bench: Bench) -> None:
+    job = bench.submit()
+    bench.store.is_away = lambda key: True
+    bench.run_until_it_fails(job)
+    row = bench.row(job)
+    assert (row.state, row.error_fault) == ("failed", "machine")
 
 
 def test_a_result_that_cannot_be_stored_fails_the_job(bench: Bench) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 import torch
@@ -40,7 +40,8 @@ from stylequeue_worker.engine.transfer import Step, ran_out_of_memory
 from stylequeue_worker.lease import Lease
 from stylequeue_worker.tally import Tally
 
-# Pauses between attempts to store a result: a minute in all, then the job fails.
+# Pauses between attempts to store a result or to read what a job begins with: a minute
+# in all, then the job fails here.
 STORE_PAUSES = (0.5, 1, 2, 4, 8, 15, 30)
 LAND_PAUSE_SECONDS = 5.0
 # A worker that was told to stop writes a checkpoint if that is done so soon; then it
@@ -53,6 +54,7 @@ LEAVE_SECONDS = 9.0
 log = structlog.get_logger()
 
 End = Callable[[Database, jobs.Claim], None]
+T = TypeVar("T")
 
 
 class Interrupted(Exception):
@@ -214,6 +216,9 @@ class Attempt:
                 beside.wait()
         except LeaseLost:
             raise
+        except Interrupted:
+            # Before the first step: there is nothing to keep.
+            event, end = "job_handed_back", jobs.hand_back
         except StyleQueueError as error:
             event, end = self._failed(error)
         except Exception as error:
@@ -230,7 +235,9 @@ class Attempt:
             self._settings, content.size, self._budget, gpu=gpu
         )
         self._describe()
-        steps = self._steps(content, styles)
+        # Here, since a store that hangs is not the watchdog's business.
+        state = self._read(self._checkpoints.load)
+        steps = self._steps(content, styles, state)
         try:
             while (step := self._next(steps)) is not None:
                 self._note(step)
@@ -253,12 +260,14 @@ class Attempt:
         raise OurError(f"The engine ended before step {self._settings.steps}.")
 
     def _steps(
-        self, content: Image.Image, styles: Sequence[Image.Image]
+        self,
+        content: Image.Image,
+        styles: Sequence[Image.Image],
+        state: State | None,
     ) -> Iterator[Step]:
-        """Yield the steps from the checkpoint on, or all of them."""
+        """Yield the steps from the state on, or all of them."""
         paint = partial(self._painter.paint, content, styles, self._settings)
         paint = partial(paint, budget=self._budget, at_border=self._at_border)
-        state = self._checkpoints.load()
         if state is not None:
             self._resumed_at = state.step
             try:
@@ -314,10 +323,24 @@ class Attempt:
 
     def _decode(self, sha256: str, *, keep_alpha: bool = False) -> Image.Image:
         try:
-            upload = self._store.get(original_key(sha256))
-            return images.decode(upload, keep_alpha=keep_alpha)
+            upload = self._read(partial(self._store.get, original_key(sha256)))
         except NotFound as error:
             raise MachineError("A picture of this job is missing here.") from error
+        return images.decode(upload, keep_alpha=keep_alpha)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Read from the store, which may be away for a minute.
+
+        Raises Interrupted when told to shut down meanwhile.
+        """
+        for pause in STORE_PAUSES:
+            try:
+                return read()
+            except (OSError, MachineError) as error:
+                log.warning("store_not_read", error=str(error))
+            if not self._wait(pause):
+                raise Interrupted
+        return read()
 
     def _note(self, step: Step) -> None:
         """Say in the job how its memory is spent, whenever that changes."""
