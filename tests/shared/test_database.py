@@ -3,11 +3,14 @@ import time
 from pathlib import Path
 
 import pytest
+import trustme
 from sqlalchemy import bindparam, func, literal_column, select, text
+from sqlalchemy.engine import make_url
 
 from stylequeue_shared.database import OUTAGE, Database, now
 from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.models import Lease, Trash
+from tests.tls import speaking_tls
 
 
 def count(database: Database) -> int:
@@ -219,3 +222,32 @@ def test_a_connection_that_breaks_is_an_outage(postgresql: str) -> None:
         connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     database.check()
     database.close()
+
+
+def test_tls_is_checked_against_the_authority_that_the_address_names(
+    postgresql: str, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    server = make_url(postgresql)
+    behind = Path(str(server.query["host"]), ".s.PGSQL.5432")
+
+    def ask(host: str, authority_file: str) -> None:
+        wanted = {
+            "sslmode": "verify-full",
+            "sslrootcert": str(tmp_path / authority_file),
+        }
+        url = server.set(host=host, port=port, query=wanted)
+        database = Database(url.render_as_string(hide_password=False))
+        try:
+            database.check()
+        finally:
+            database.close()
+
+    with speaking_tls(authority, behind, asked_first=True) as port:
+        ask("localhost", "ca.pem")
+        with pytest.raises(OUTAGE, match="certificate verify failed"):
+            ask("localhost", "other.pem")
+        with pytest.raises(OUTAGE, match="does not match host name"):
+            ask("127.0.0.1", "ca.pem")

@@ -3,13 +3,17 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import redis
+import trustme
 
 from stylequeue_shared.embedded import EmbeddedRedis
 from stylequeue_shared.errors import BadConfiguration, MachineError
 from stylequeue_shared.queue import QUEUE, TASK, Bell, worker_celery
 from stylequeue_shared.settings import Settings
+from tests.tls import speaking_tls
 
 
 @pytest.fixture
@@ -135,6 +139,61 @@ def test_a_broker_that_comes_back_is_used_again(
         assert ringing.waiting() == 2
     finally:
         valkey.stop(process)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> trustme.CA:
+    made = trustme.CA()
+    made.cert_pem.write_to_path(tmp_path / "ca.pem")
+    return made
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path, authority: trustme.CA) -> Iterator[str]:
+    """The address of a server that speaks TLS and asks for a password."""
+    valkey = EmbeddedRedis(tmp_path)
+    process = valkey.start()
+    socket_file = tmp_path / "redis/redis.sock"
+    client = redis.Redis(unix_socket_path=str(socket_file))
+    client.config_set("requirepass", "p:w/d@")
+    client.close()
+    with speaking_tls(authority, socket_file) as port:
+        yield f"rediss://:{quote('p:w/d@', safe='')}@localhost:{port}/0"
+    valkey.stop(process)
+
+
+def test_tls_and_a_password_are_understood_from_the_address_alone(
+    encrypted: str, bells: list[Bell], tmp_path: Path
+) -> None:
+    url = f"{encrypted}?ssl_ca_certs={tmp_path / 'ca.pem'}"
+    ringing = bell(bells, url)
+    ringing.check()
+    assert ringing.ring("some-job")
+    assert ringing.waiting() == 1
+    with worker_celery(Settings(redis=url)).connection_for_read() as worker:
+        assert worker.default_channel.client.llen(QUEUE) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "query"),
+    [
+        ("localhost", ""),
+        ("localhost", "?ssl_check_hostname=true"),
+        ("127.0.0.1", "?ssl_ca_certs={folder}/ca.pem"),
+    ],
+    ids=["unknown authority", "unknown authority, other options", "another name"],
+)
+def test_a_certificate_that_does_not_hold_is_refused_by_all_of_us(
+    encrypted: str, bells: list[Bell], tmp_path: Path, host: str, query: str
+) -> None:
+    url = encrypted.replace("localhost", host) + query.format(folder=tmp_path)
+    ringing = bell(bells, url)
+    with pytest.raises(MachineError):
+        ringing.check()
+    assert not ringing.ring("some-job")
+    worker = worker_celery(Settings(redis=url))
+    with pytest.raises(worker.connection_for_read().connection_errors):
+        worker.connection_for_read().connect()
 
 
 def test_a_bad_address_is_refused_by_name() -> None:
