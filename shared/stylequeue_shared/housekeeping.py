@@ -30,6 +30,8 @@ from stylequeue_shared.store import Store, open_store
 NAME = "housekeeper"
 LONGEST_PAUSE = 3.0
 UNUSED_SECONDS = 3600.0
+# Between two looks for unfinished files.
+UNFINISHED_SECONDS = 600.0
 
 log = structlog.get_logger()
 
@@ -55,6 +57,7 @@ class Housekeeper:
         self._clock = clock
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{id(self):x}"
         self._no_return_before = 0.0
+        self._no_tidying_before = 0.0
 
     @property
     def pause(self) -> float:
@@ -205,8 +208,14 @@ class Housekeeper:
                     log.info("picture_deleted", picture=sha256)
 
     def _delete_unfinished(self) -> None:
-        """Remove what writers that were killed left half written."""
+        """Remove what writers that were killed left half written, now and then.
+
+        To look for it walks through a folder, and is paid for in a bucket.
+        """
+        if self._clock() < self._no_tidying_before:
+            return
         self._store.delete_unfinished(older_than=UNUSED_SECONDS)
+        self._no_tidying_before = self._clock() + UNFINISHED_SECONDS
 
     def _forget_workers(self) -> None:
         """Remove workers that were killed long ago; the others remove themselves."""

@@ -25,7 +25,11 @@ from stylequeue_shared.artefacts import (
 )
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import MachineError
-from stylequeue_shared.housekeeping import UNUSED_SECONDS, Housekeeper
+from stylequeue_shared.housekeeping import (
+    UNFINISHED_SECONDS,
+    UNUSED_SECONDS,
+    Housekeeper,
+)
 from stylequeue_shared.jobs import ALIVE_SECONDS
 from stylequeue_shared.models import Job, Lease, Picture, Trash, Worker
 from stylequeue_shared.queue import Bell
@@ -571,3 +575,20 @@ def test_the_process_loads_neither_torch_nor_flask() -> None:
         [sys.executable, "-c", loads], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_unfinished_files_are_looked_for_now_and_then(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[float] = []
+    keeper = house.keeper()
+
+    def look(older_than: float) -> int:
+        looked.append(house.time)
+        return 0
+
+    monkeypatch.setattr(house.store, "delete_unfinished", look)
+    for _ in range(5):
+        keeper.round()
+        house.time += UNFINISHED_SECONDS / 2
+    assert looked == [1000, 1000 + UNFINISHED_SECONDS, 1000 + 2 * UNFINISHED_SECONDS]

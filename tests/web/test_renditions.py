@@ -1,4 +1,6 @@
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,12 @@ from PIL import Image, ImageCms
 
 from stylequeue_shared.artefacts import RENDITION_SIZES, result_key
 from stylequeue_shared.settings import Settings
-from stylequeue_shared.store import Store
+from stylequeue_shared.store import Store, open_store
+from stylequeue_shared.store_s3 import S3Store
+from stylequeue_web.app import Application
+from stylequeue_web.services import NAME
 from stylequeue_worker import deep
+from tests.seaweedfs import free_ports
 from tests.shared.pictures import colourful, exif, saved
 from tests.web.conftest import Kept, Worker
 
@@ -206,3 +212,48 @@ def test_asked_for_a_part_the_whole_picture_is_sent(
         assert int(answer.headers["Content-Length"]) == len(whole.data)
         # Nor is anything else promised.
         assert answer.headers.get("Accept-Ranges", "none") == "none"
+
+
+@pytest.mark.parametrize("installation", ["bucket"], indirect=True)
+def test_a_large_picture_is_sent_piece_by_piece(
+    client: FlaskClient, here: str, kept: Kept, store: Store
+) -> None:
+    (key,) = (key for key in kept.files() if key.endswith("result.png"))
+    size = 40_000_000
+    store.put(key, bytes(size))
+    tracemalloc.start()
+    try:
+        answer = client.get(f"{here}/result", buffered=False)
+        assert answer.content_length == size
+        assert sum(len(piece) for piece in answer.iter_encoded()) == size
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        answer.close()
+    assert peak < size / 4
+
+
+@pytest.mark.parametrize("installation", ["bucket"], indirect=True)
+def test_what_nobody_reads_is_not_asked_of_the_store(
+    client: FlaskClient, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etag = client.get(f"{here}/result").headers["ETag"]
+    monkeypatch.delattr(S3Store, "open")
+    assert client.head(f"{here}/result").status_code == 200
+    again = client.get(f"{here}/result", headers={"If-None-Match": etag})
+    assert again.status_code == 304
+
+
+@pytest.mark.parametrize("installation", ["bucket"], indirect=True)
+def test_a_store_that_is_away_is_said_without_its_address(
+    client: FlaskClient, here: str, app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [port] = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    ours = app.extensions[NAME]
+    away = open_store(ours.settings.store_url)
+    monkeypatch.setitem(app.extensions, NAME, replace(ours, store=away))
+    answer = client.get(f"{here}/result")
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "machine")
+    assert "Retry-After" in answer.headers
+    assert "127.0.0.1" not in answer.text

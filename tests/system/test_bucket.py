@@ -1,0 +1,145 @@
+"""One web server and one worker that share nothing but servers: real processes."""
+
+import http.client
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import encode_multipart
+
+from stylequeue_shared.settings import Settings
+from stylequeue_shared.store import open_store
+from stylequeue_worker.main import environment
+from tests.seaweedfs import free_ports
+from tests.system.conftest import running_installation
+from tests.system.test_worker import Site
+from tests.worker.submitting import TINY, picture
+
+
+@pytest.fixture
+def settings(bucket: str, tmp_path: Path) -> Iterator[Settings]:
+    with running_installation(tmp_path / "home") as installation:
+        [port] = free_ports(1)
+        yield installation.model_copy(update={"store": bucket, "port": port})
+
+
+@pytest.fixture
+def site(settings: Settings) -> Iterator[Site]:
+    site = Site(settings)
+    yield site
+    site.close()
+
+
+class Web:
+    """The web server, and how a client asks it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._port = settings.port
+        self.log = settings.home / "web.log"
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("STYLEQUEUE_")}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "stylequeue_shared.cli", "web"],
+                env=clean | environment(settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def ask(
+        self, path: str, method: str = "GET", **more: Any
+    ) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        try:
+            connection.request(method, path, **more)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.headers), answer.read()
+        finally:
+            connection.close()
+
+    def is_ready(self) -> bool:
+        try:
+            return self.ask("/readyz")[0] == 200
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def web(settings: Settings) -> Iterator[Web]:
+    web = Web(settings)
+    try:
+        deadline = time.monotonic() + 60
+        while not web.is_ready():
+            assert time.monotonic() < deadline, web.log.read_text()
+            time.sleep(0.1)
+        yield web
+    finally:
+        web.process.terminate()
+        web.process.wait(60)
+
+
+def test_a_job_goes_through_a_bucket_from_its_upload_to_its_result(
+    site: Site, web: Web, settings: Settings
+) -> None:
+    boundary, body = encode_multipart(
+        {
+            "content": FileStorage(io.BytesIO(picture(1)), "content.png"),
+            "style": FileStorage(io.BytesIO(picture(2)), "style.png"),
+            "settings": json.dumps(TINY),
+        }
+    )
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    status, _, answer = web.ask("/api/v1/jobs", "POST", body=body, headers=headers)
+    assert status == 201, answer
+    job = json.loads(answer)
+    row = site.ended(job["id"])
+    assert row.state == "succeeded", site.log.read_text()[-5000:]
+
+    _, _, answer = web.ask(job["links"]["self"])
+    job = json.loads(answer)
+    for url in (
+        job["result"]["url"],
+        job["result"]["preview_url"],
+        job["snapshots"][0]["url"],
+        f"{job['links']['self']}/content",
+    ):
+        status, headers, served = web.ask(url)
+        assert status == 200
+        assert int(headers["Content-Length"]) == len(served)
+        Image.open(io.BytesIO(served)).load()
+        unchanged = {"If-None-Match": headers["ETag"]}
+        assert web.ask(url, headers=unchanged)[0] == 304
+    status, _, served = web.ask(job["result"]["url"])
+    store = open_store(settings.store_url)
+    assert served == store.get(row.result_key)
+    # Nothing of it lies in a folder of theirs.
+    assert not (settings.home / "store").exists()
+
+
+def test_a_store_that_refuses_its_key_is_not_ready_and_says_so_in_the_log(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-one")
+    refused = Web(settings)
+    try:
+        deadline = time.monotonic() + 60
+        while "AWS_SECRET_ACCESS_KEY" not in refused.log.read_text():
+            assert not refused.is_ready()
+            assert time.monotonic() < deadline, refused.log.read_text()
+            time.sleep(0.1)
+        status, _, answer = refused.ask("/readyz")
+        found = json.loads(answer)
+        assert (status, found["store"]) == (503, "does not answer")
+        assert "a-wrong-one" not in refused.log.read_text()
+    finally:
+        refused.process.terminate()
+        refused.process.wait(60)
