@@ -471,6 +471,7 @@ def test_what_killed_writers_left_is_deleted_after_an_hour(house: House) -> None
     assert left.exists()
     before = time.time() - UNUSED_SECONDS - 60
     os.utime(left, (before, before))
+    house.time += UNFINISHED_SECONDS
     keeper.round()
     assert not left.exists()
 
