@@ -7,6 +7,7 @@ botocore reads by itself.
 import re
 import shutil
 import tempfile
+import time
 from asyncio import AbstractEventLoop
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -206,18 +207,19 @@ class Body(RawIOBase):
     def __init__(self, loop: AbstractEventLoop, stream: Any, size: int) -> None:
         self._loop = loop
         self._stream = stream
-        self._size = size
+        # Of waiting for the server; how long our own reader takes is its business.
+        self._seconds = _seconds(size)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._read(len(buffer), CALL_SECONDS)
+        data = self._read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def readall(self) -> bytes:
-        return self._read(None, _seconds(self._size))
+        return self._read(None)
 
     def close(self) -> None:
         if not self.closed:
@@ -225,9 +227,12 @@ class Body(RawIOBase):
             self._loop.call_soon_threadsafe(self._stream.close)
         super().close()
 
-    def _read(self, size: int | None, seconds: float) -> bytes:
+    def _read(self, size: int | None) -> bytes:
+        begun = time.monotonic()
         with _as_ours():
-            return bytes(sync(self._loop, self._stream.read, size, timeout=seconds))
+            data = sync(self._loop, self._stream.read, size, timeout=self._seconds)
+        self._seconds -= time.monotonic() - begun
+        return bytes(data)
 
 
 def _seconds(size: int) -> float:

@@ -133,6 +133,19 @@ def test_checking_leaves_nothing_and_free_space_is_not_known(
     assert store.free_bytes() is None
 
 
+def test_what_is_no_key_is_not_listed_and_goes_with_its_prefix(
+    store: Store, bucket: str, seaweedfs: SeaweedFS
+) -> None:
+    store.put("a/b", b"1")
+    client, prefix = seaweedfs.client(), bucket.removeprefix(f"s3://{BUCKET}/")
+    for name in (".check", "a/.hidden", "a/B"):
+        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}", Body=b"1")
+    assert list(store.keys()) == ["a/b"]
+    store.delete_prefix("a/")
+    answer = client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")
+    assert [one["Key"] for one in answer["Contents"]] == [f"{prefix}/.check"]
+
+
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_a_wrong_key_is_refused_and_named(
     bucket: str, monkeypatch: pytest.MonkeyPatch, name: str
@@ -269,6 +282,14 @@ def begin_a_body(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegin")
 
 
+def dribble_a_body(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    stop = threading.Event()
+    while not stop.wait(0.1):
+        connection.sendall(b"a")
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_s3, "CONNECT_SECONDS", 1)
@@ -284,7 +305,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         *product([say_nothing], CALLS),
         *product([dribble], ["put", "size"]),
         # Only these read a body to its end.
-        *product([begin_a_body], ["get", "local"]),
+        *product([begin_a_body, dribble_a_body], ["get", "local"]),
     ],
 )
 def test_a_server_that_hangs_is_given_up(
