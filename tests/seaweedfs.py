@@ -59,9 +59,6 @@ class SeaweedFS:
             **{"ip": "127.0.0.1", "ip.bind": "127.0.0.1"},
             **{"webdav": "false", "admin.ui": "false"},
             **{"s3.port.iceberg": 0, "s3.port.lance": 0},
-            # Else they lie in /tmp, and are left there by a server that is killed.
-            "filer.localSocket": self._folder / "filer.sock",
-            "s3.localSocket": self._folder / "s3.sock",
             **self._ports,
             **self._options,
         }
@@ -87,6 +84,10 @@ class SeaweedFS:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        for port in self._ports.values():
+            # Where it makes its sockets, whatever it is told.
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink()
 
     def _make_bucket(self) -> None:
         assert self._process is not None
