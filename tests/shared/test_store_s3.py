@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trustme
@@ -27,6 +27,7 @@ from stylequeue_shared.errors import (
 from stylequeue_shared.store import Store, open_store
 from tests.seaweedfs import BUCKET, KEY, SECRET, SeaweedFS, set_variables, variables
 
+T = TypeVar("T")
 LARGE = 3 * store_s3.PART_BYTES
 CALLS: dict[str, Callable[[Store], object]] = {
     "put": lambda store: store.put("a", b"1"),
@@ -424,19 +425,18 @@ def test_a_server_that_dies_in_the_middle_of_a_file_has_the_old_one(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         error_of(lambda: open_store(f"s3://{BUCKET}").put("a", bytes(size)))
     own.start()
-    assert store.get("a") == b"old"
-    assert list(store.keys()) == ["a"]
-    put_in_time(store, "a", bytes(size))
-    assert store.size("a") == size
+    assert in_time(lambda: store.get("a")) == b"old"
+    assert in_time(lambda: list(store.keys())) == ["a"]
+    in_time(lambda: store.put("a", bytes(size)))
+    assert in_time(lambda: store.size("a")) == size
 
 
-def put_in_time(store: Store, key: str, data: bytes) -> None:
-    """Put a file into a server that has just come back and may not be all there yet."""
+def in_time(call: Callable[[], T]) -> T:
+    """Ask a server that has just come back, and may not be all there yet."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            store.put(key, data)
-            return
+            return call()
         except MachineError:
             assert time.monotonic() < deadline
             time.sleep(0.5)
