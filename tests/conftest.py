@@ -71,6 +71,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 @pytest.fixture
+def postgresql_url(postgresql: str) -> Iterator[str]:
+    """The address of a database of PostgreSQL with all tables."""
+    yield from _copied(postgresql, of="migrated")
+
+
+@pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A migrated database of our own; of each kind in turn."""
     opened = Database(database_url)

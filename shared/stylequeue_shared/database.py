@@ -51,17 +51,19 @@ class Database:
     """Short transactions on one engine; make it after a fork, never before.
 
     `pooled=False` opens a connection for each transaction, for a process that forks.
+    `patient=True` waits for a server however long a statement takes it.
     Raises BadConfiguration when the address cannot be understood.
     """
 
-    def __init__(self, url: str, *, pooled: bool = True) -> None:
-        self.engine = _engine(url, pooled=pooled)
+    def __init__(self, url: str, *, pooled: bool = True, patient: bool = False) -> None:
+        self.engine = _engine(url, pooled=pooled, patient=patient)
         # SQLite must take the write lock at BEGIN: a transaction that reads first
         # and then writes fails at once with "database is locked".
         self._writer = self.engine.execution_options(writes=True)
         self._polls = _engine(
             url,
             pooled=pooled,
+            patient=patient,
             # Each statement stands alone: nothing is begun, nothing rolled back.
             isolation_level="AUTOCOMMIT",
             pool_reset_on_return=None,
@@ -130,7 +132,7 @@ class Database:
         self._polls.dispose()
 
 
-def _engine(url: str, *, pooled: bool, **more: Any) -> Engine:
+def _engine(url: str, *, pooled: bool, patient: bool, **more: Any) -> Engine:
     try:
         address = make_url(url)
     except ArgumentError:
@@ -151,7 +153,10 @@ def _engine(url: str, *, pooled: bool, **more: Any) -> Engine:
         if pooled:
             # A restarted server leaves dead connections in the pool.
             options |= {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 20}
-        return create_engine(address, **options)
+        engine = create_engine(address, **options)
+        if not patient:
+            event.listen(engine, "do_connect", _connect_impatiently)
+        return engine
     if address.database:
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(address, **options)
@@ -159,6 +164,15 @@ def _engine(url: str, *, pooled: bool, **more: Any) -> Engine:
     if "isolation_level" not in more:
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _connect_impatiently(
+    dialect: object, record: object, given: Any, options: Any
+) -> object:
+    # Late: a driver is loaded only where its database is used.
+    from stylequeue_shared.impatience import ImpatientConnection
+
+    return ImpatientConnection.connect(*given, **options)
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:

@@ -4,6 +4,7 @@ One housekeeper is active, by a row in `leases`; others wait to take over.
 """
 
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -55,7 +56,7 @@ class Housekeeper:
         self._bell = bell
         self._settings = settings
         self._clock = clock
-        self._holder = f"{socket.gethostname()}-{os.getpid()}-{id(self):x}"
+        self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._no_return_before = 0.0
         self._no_tidying_before = 0.0
 

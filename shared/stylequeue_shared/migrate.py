@@ -18,7 +18,7 @@ ADVISORY_LOCK = 0x57_59_4C_51
 
 def migrate(url: str) -> None:
     """Upgrade the tables of the database to the newest version."""
-    database = Database(url, pooled=False)
+    database = Database(url, pooled=False, patient=True)
     # On SQLite this transaction is immediate, so that a second process waits here.
     with database.write() as connection:
         if connection.dialect.name == "postgresql":

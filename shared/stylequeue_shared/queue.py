@@ -49,6 +49,7 @@ def worker_celery(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        worker_consumer="stylequeue_worker.consumer:Consumer",
         # Importing torch takes longer than the default of 4 s; a child that is not
         # up by then is killed and started again, for ever.
         worker_proc_alive_timeout=60,

@@ -475,7 +475,7 @@ def test_a_server_that_comes_back_is_used_again(own: SeaweedFS) -> None:
     with pytest.raises(MachineError):
         store.exists("a")
     own.start()
-    assert store.get("a") == b"1"
+    assert in_time(lambda: store.get("a")) == b"1"
     with pytest.raises(NotFound):
         store.get("b")
 

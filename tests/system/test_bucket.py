@@ -1,15 +1,10 @@
 """One web server and one worker that share nothing but servers: real processes."""
 
-import http.client
 import io
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,10 +13,9 @@ from werkzeug.test import encode_multipart
 
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import open_store
-from stylequeue_worker.main import environment
 from tests.seaweedfs import free_ports
 from tests.system.conftest import running_installation
-from tests.system.test_worker import Site
+from tests.system.running import Site, Web
 from tests.worker.submitting import TINY, picture
 
 
@@ -37,40 +31,6 @@ def site(settings: Settings) -> Iterator[Site]:
     site = Site(settings)
     yield site
     site.close()
-
-
-class Web:
-    """The web server, and how a client asks it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._port = settings.port
-        self.log = settings.home / "web.log"
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("STYLEQUEUE_")}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "stylequeue_shared.cli", "web"],
-                env=clean | environment(settings),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def ask(
-        self, path: str, method: str = "GET", **more: Any
-    ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        try:
-            connection.request(method, path, **more)
-            answer = connection.getresponse()
-            return answer.status, dict(answer.headers), answer.read()
-        finally:
-            connection.close()
-
-    def is_ready(self) -> bool:
-        try:
-            return self.ask("/readyz")[0] == 200
-        except OSError:
-            return False
 
 
 @pytest.fixture

@@ -1,117 +1,23 @@
 """The real worker: real Celery processes, a real Valkey, real signals."""
 
 import io
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from PIL import Image
 from redis import Redis
-from sqlalchemy import select
 
 from stylequeue_shared import jobs
-from stylequeue_shared.database import Database
+from stylequeue_shared.artefacts import original_key
 from stylequeue_shared.housekeeping import Housekeeper
-from stylequeue_shared.models import Job, JobState, Worker
-from stylequeue_shared.queue import Bell, worker_celery
+from stylequeue_shared.queue import QUEUE, worker_celery
 from stylequeue_shared.settings import Settings
-from stylequeue_shared.store import open_store
-from stylequeue_worker.main import environment
 from tests.system.conftest import running_installation
+from tests.system.running import PATIENCE, Site, is_gone
 from tests.worker.submitting import ENDLESS, submit, submit_bytes
-
-PATIENCE = 90.0
-
-
-class Site:
-    """An installation with a worker, and what tests ask of them."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.database = Database(settings.database_url)
-        self.store = open_store(settings.store_url)
-        self.bell = Bell(settings)
-        self.log = settings.home / "worker.log"
-        self._family: set[psutil.Process] = set()
-        self.launcher = self._start()
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("STYLEQUEUE_")}
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "stylequeue_shared.cli", "worker"],
-                env=clean | environment(self.settings),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def close(self) -> None:
-        with suppress(psutil.Error):
-            launcher = psutil.Process(self.launcher.pid)
-            self._family.update(launcher.children(recursive=True))
-        self.launcher.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.launcher.wait(30)
-        for process in self._family:
-            with suppress(psutil.Error):
-                process.kill()
-        self.launcher.kill()
-        self.launcher.wait()
-        self.bell.close()
-        self.database.close()
-
-    def submit(self, **settings: Any) -> str:
-        job = submit(self.database, self.store, **settings)
-        assert self.bell.ring(job)
-        return job
-
-    def events(self) -> list[dict[str, Any]]:
-        """Read our own lines of the log; Celery may say something in between."""
-        lines = self.log.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
-
-    def row(self, job_id: str) -> Any:
-        with self.database.read() as connection:
-            return connection.execute(
-                select(Job.__table__).where(Job.id == job_id)
-            ).one()
-
-    def workers(self) -> list[Any]:
-        with self.database.read() as connection:
-            return list(connection.execute(select(Worker.__table__)))
-
-    def wait_for(
-        self, condition: Callable[[], bool], seconds: float = PATIENCE
-    ) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.log.read_text()[-5000:]
-            time.sleep(0.05)
-
-    def ended(self, job_id: str) -> Any:
-        self.wait_for(lambda: JobState(self.row(job_id).state).is_terminal)
-        return self.row(job_id)
-
-    def painting(self, job_id: str) -> None:
-        """Wait until the job's first steps are done."""
-        self.wait_for(lambda: bool(self.row(job_id).step))
-
-    def processes(self) -> tuple[psutil.Process, psutil.Process]:
-        """Celery's main process and the child that runs jobs."""
-        (main,) = psutil.Process(self.launcher.pid).children()
-        self.wait_for(lambda: len(main.children()) == 1)
-        (child,) = main.children()
-        self._family |= {main, child}
-        return main, child
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +36,6 @@ def own(installation: Settings) -> Iterator[Site]:
     site = Site(installation)
     yield site
     site.close()
-
-
-def is_gone(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.status() == psutil.STATUS_ZOMBIE
-    return True
 
 
 def test_a_job_is_painted_by_the_real_worker(shared: Site) -> None:
@@ -175,15 +75,19 @@ def test_a_running_job_is_cancelled(shared: Site) -> None:
 def test_a_ping_is_answered_while_a_job_runs(shared: Site) -> None:
     job = shared.submit(**ENDLESS)
     shared.painting(job)
-    app = worker_celery(shared.settings)
+    assert_answers(shared)
+    assert shared.row(job).state == "running"
+    jobs.request(shared.database, job, "cancel")
+    shared.ended(job)
+
+
+def assert_answers(site: Site) -> None:
+    app = worker_celery(site.settings)
     try:
         (answer,) = app.control.ping(timeout=20, limit=1)
     finally:
         app.close()
     assert list(answer.values()) == [{"ok": "pong"}]
-    assert shared.row(job).state == "running"
-    jobs.request(shared.database, job, "cancel")
-    shared.ended(job)
 
 
 def test_a_job_that_fails_leaves_the_worker_serving_the_next(shared: Site) -> None:
@@ -208,6 +112,39 @@ def test_doubled_and_foreign_messages_run_nothing_twice(shared: Site) -> None:
     assert shared.row(job).attempt == 1
     claims = [line for line in shared.events() if line["event"] == "job_claimed"]
     assert [line["job"] for line in claims].count(job) == 1
+
+
+def test_messages_that_come_often_late_and_in_disorder_run_each_job_once(
+    shared: Site,
+) -> None:
+    before = len(shared.events())
+    blocking, ended = shared.submit(**ENDLESS), shared.submit()
+    shared.painting(blocking)
+    jobs.request(shared.database, ended, "cancel")
+    first, second = (submit(shared.database, shared.store) for _ in range(2))
+    for _ in range(10):
+        for job in (second, first, ended, "no such job"):
+            assert shared.bell.ring(job)
+    queue = shared.bell._redis
+    messages = queue.lrange(QUEUE, 0, -1)
+    assert len(messages) == 41
+    jobs.request(shared.database, blocking, "cancel")
+    for job in (first, second):
+        assert shared.ended(job).state == "succeeded"
+    shared.wait_for(lambda: shared.bell.waiting() == 0)
+    # The very same ones once more, as if they had been under way for hours.
+    queue.lpush(QUEUE, *messages)
+    shared.wait_for(lambda: shared.bell.waiting() == 0)
+    last = shared.submit()
+    assert shared.ended(last).state == "succeeded"
+
+    assert shared.bell.waiting() == 0
+    assert [shared.row(job).attempt for job in (first, second, ended)] == [1, 1, 0]
+    assert shared.row(first).started_at < shared.row(second).started_at
+    lines = shared.events()[before:]
+    claims = [line["job"] for line in lines if line["event"] == "job_claimed"]
+    assert claims == [blocking, first, second, last]
+    assert {line["level"] for line in lines} == {"info"}
 
 
 def test_messages_wait_in_the_queue_while_a_job_runs(shared: Site) -> None:
@@ -277,7 +214,7 @@ def test_a_job_that_is_disturbed_in_every_way_ends_with_the_same_picture(
     assert own.launcher.wait(30) == 0
     stopped_at = own.row(job).checkpoint_step
     assert paused_at < stopped_at < 1500
-    own.launcher = own._start()
+    own.launcher = own.start()
     own.bell.ring(job)
     row = own.ended(job)
     assert (row.state, row.attempt, row.losses) == ("succeeded", 4, 0)
@@ -336,24 +273,6 @@ def test_a_flushed_broker_loses_no_job(own: Site) -> None:
     keeper = Housekeeper(own.database, own.store, own.bell, own.settings)
     own.wait_for(lambda: keeper.round() and own.row(second).state == "succeeded")
     assert own.row(second).attempt == 1
-
-
-def test_messages_doubled_out_of_order_or_of_no_job_run_each_job_once(
-    own: Site,
-) -> None:
-    ended = own.submit()
-    own.ended(ended)
-    first, second = (submit(own.database, own.store) for _ in range(2))
-    for _ in range(5):
-        for job in (second, first, ended, "0199a1b2-c3d4-7e5f-8a6b-7c8d9e0f1a2b"):
-            assert own.bell.ring(job)
-    for job in (first, second):
-        assert own.ended(job).state == "succeeded"
-    own.wait_for(lambda: own.bell.waiting() == 0)
-    rows = [own.row(job) for job in (ended, first, second)]
-    assert [(row.state, row.attempt) for row in rows] == [("succeeded", 1)] * 3
-    claims = [line["job"] for line in own.events() if line["event"] == "job_claimed"]
-    assert claims == [ended, first, second]
 
 
 def test_a_killed_main_process_ends_everything_with_an_error(own: Site) -> None:
@@ -439,3 +358,41 @@ def test_a_job_outlives_a_restart_of_the_broker(tmp_path: Path) -> None:
     finally:
         site.close()
         valkey.stop(server)
+
+
+def test_a_worker_that_refuses_jobs_leaves_their_messages_to_others(own: Site) -> None:
+    broken = submit_bytes(own.database, own.store, b"a", b"b")
+    own.store.delete(original_key(own.row(broken).content_sha))
+    for _ in range(jobs.MAX_FAULTS):
+        # It comes back to the only worker there is.
+        own.bell.ring(broken)
+    assert own.ended(broken).error_fault == "machine"
+    own.wait_for(lambda: own.workers()[0].refuses is not None)
+    refusing = own.launcher
+    try:
+        good = own.submit()
+        for _ in range(3):
+            own.bell.ring(good)
+        # It is there, and takes none of them.
+        assert_answers(own)
+        assert own.bell.waiting() == 4
+        assert own.row(good).state == "queued"
+
+        own.launcher = own.start()
+        assert own.ended(good).state == "succeeded"
+        own.wait_for(lambda: own.bell.waiting() == 0)
+    finally:
+        refusing.terminate()
+        assert refusing.wait(30) == 0
+
+
+def test_a_worker_whose_child_was_replaced_refuses_no_more(own: Site) -> None:
+    broken = submit_bytes(own.database, own.store, b"a", b"b")
+    own.store.delete(original_key(own.row(broken).content_sha))
+    for _ in range(jobs.MAX_FAULTS):
+        own.bell.ring(broken)
+    own.wait_for(lambda: any(worker.refuses for worker in own.workers()))
+    good = own.submit()
+    own.processes()[1].kill()
+    assert own.ended(good).state == "succeeded"
+    own.wait_for(lambda: own.workers()[0].refuses is None)

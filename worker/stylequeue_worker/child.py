@@ -16,6 +16,7 @@ from stylequeue_worker.draining import Draining
 
 BEAT_SECONDS = 5.0
 PARENT_SECONDS = 1.0
+TICK = 0.1
 
 log = structlog.get_logger()
 
@@ -30,6 +31,7 @@ class Child:
         from stylequeue_worker.studio import Studio
 
         self._parent = os.getppid()
+        self._draining = draining
         self._database = Database(settings.database_url)
         store = open_store(settings.store_url)
         studio = Studio(settings)
@@ -48,8 +50,14 @@ class Child:
         log.info("worker_ready", worker=name, device=studio.device_name)
 
     def run_next(self) -> None:
-        """Run the job whose turn it is, if any waits."""
+        """Run the job whose turn it is, if any waits.
+
+        Does not return from one after which this worker takes no more: while a task
+        lasts Celery fetches no message, so they are left to workers that do.
+        """
         self._runner.run_next()
+        while self._runner.refuses is not None and not self._draining.started:
+            time.sleep(TICK)
 
     def _beat(self) -> None:
         while True:

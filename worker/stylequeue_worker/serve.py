@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 from celery import Celery, signals
-from celery.exceptions import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from stylequeue_shared import logs
 from stylequeue_shared.queue import worker_celery
@@ -30,6 +30,8 @@ def serve(settings: Settings, name: str, parent: int) -> int:
     """Run one worker until SIGTERM; return the exit status."""
     # Celery warns root of pickle, which nothing here accepts.
     warnings.simplefilter("ignore", SecurityWarning)
+    # Of a setting that Celery 6 will have: we have set it.
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     draining = Draining()
     app = make_app(settings, name, draining)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
