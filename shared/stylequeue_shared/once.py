@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+import structlog
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from stylequeue_shared.database import Database, now
+from stylequeue_shared.database import OUTAGE, Database, now
 from stylequeue_shared.errors import Conflict, InFlight
 from stylequeue_shared.models import SubmissionKey
 
 # A request that was killed holds its key no longer than this.
 HELD_SECONDS = 120.0
 KEPT_SECONDS = 86_400.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,23 @@ def once(database: Database, key: str) -> Iterator[Once]:
     try:
         yield found
     finally:
-        # Not if a job came of it; that also when its answer was lost.
-        with database.write() as connection:
-            connection.execute(
-                delete(SubmissionKey).where(
-                    SubmissionKey.key == key,
-                    SubmissionKey.holder == mine.holder,
-                    SubmissionKey.job_id.is_(None),
-                )
+        try:
+            _let_go(database, mine)
+        except OUTAGE as error:
+            # What ended the request is worth more; the key is free before long.
+            log.warning("key_not_let_go", error=str(error))
+
+
+def _let_go(database: Database, mine: Once) -> None:
+    """Free the key, unless a job came of it; that also when its answer was lost."""
+    with database.write() as connection:
+        connection.execute(
+            delete(SubmissionKey).where(
+                SubmissionKey.key == mine.key,
+                SubmissionKey.holder == mine.holder,
+                SubmissionKey.job_id.is_(None),
             )
+        )
 
 
 def _begin(database: Database, mine: Once) -> Once:

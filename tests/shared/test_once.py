@@ -10,6 +10,7 @@ from stylequeue_shared.errors import Conflict, InFlight
 from stylequeue_shared.job_settings import complete_settings
 from stylequeue_shared.models import Job, SubmissionKey
 from stylequeue_shared.once import Once, forget_keys, once
+from tests.shared.outages import Flaky
 from tests.shared.submitting import picture
 
 
@@ -57,6 +58,23 @@ def test_a_request_that_failed_lets_go_of_its_key(database: Database) -> None:
     with pytest.raises(ValueError, match="bad"), once(database, "key"):
         raise ValueError("bad")
     assert count(database, SubmissionKey) == 0
+
+
+def test_what_failed_is_told_even_if_the_key_cannot_be_let_go(
+    database_url: str,
+) -> None:
+    database = Flaky(database_url)
+
+    def fail() -> None:
+        database.down = True
+        raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"), once(database, "key"):
+        fail()
+    database.down = False
+    with pytest.raises(InFlight), once(database, "key"):
+        pass
+    database.close()
 
 
 def test_a_request_that_was_killed_holds_its_key_for_a_while_only(

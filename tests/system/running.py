@@ -125,11 +125,22 @@ class Web:
         finally:
             connection.close()
 
-    def is_ready(self) -> bool:
+    def is_up(self, path: str = "/healthz") -> bool:
         try:
-            return self.ask("/readyz")[0] == 200
+            return self.ask(path)[0] == 200
         except OSError:
             return False
+
+    def is_ready(self) -> bool:
+        return self.is_up("/readyz")
+
+    def kill(self) -> None:
+        """Kill it with all its children, as a machine that loses its power does."""
+        with suppress(psutil.NoSuchProcess):
+            server = psutil.Process(self.process.pid)
+            for process in (*server.children(), server):
+                process.kill()
+        self.process.wait()
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -475,6 +475,22 @@ def test_a_retry_names_its_origin_even_when_that_is_gone(
     assert client.get(again["links"]["self"]).get_json() == again
 
 
+def test_a_retry_names_its_origin_even_if_that_is_deleted(
+    client: FlaskClient, submit: Submit, worker: Worker
+) -> None:
+    old = finished(submit, worker)
+    new = client.post(f"{old}/retry").get_json()
+    assert client.delete(old).status_code == 204
+    assert client.get(new["links"]["self"]).get_json()["retry_of"] in old
+
+
+def test_what_is_accepted_is_not_told_to_come_again(client: FlaskClient) -> None:
+    answer = client.post(JOBS, data=form())
+    assert answer.status_code == 201
+    assert "Retry-After" not in answer.headers
+    assert answer.headers["X-RateLimit-Remaining"] == "119"
+
+
 def test_a_job_keeps_the_estimate_of_its_submission(
     client: FlaskClient, submit: Submit, beat: Callable[..., None], worker: Worker
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import current_app, request
 from flask_bootstrap import Bootstrap5
-from flask_limiter import Limiter
+from flask_limiter import HeaderNames, Limiter
 from flask_limiter.util import get_remote_address
 from flask_openapi3 import Info, OpenAPI
 from flask_wtf import CSRFProtect
@@ -82,7 +82,12 @@ def create_app(settings: Settings) -> Application:
     for name in (api.blueprint.name, operating.blueprint.name, health.blueprint.name):
         csrf.exempt(app.blueprints[name])
     limiter = Limiter(
-        get_remote_address, app=app, storage_uri="memory://", headers_enabled=True
+        get_remote_address,
+        app=app,
+        storage_uri="memory://",
+        headers_enabled=True,
+        # Else every submission, accepted or not, would be told to be sent once more.
+        header_name_mapping={HeaderNames.RETRY_AFTER: "X-RateLimit-Reset-After"},
     )
     # What is only read is not limited; looking that up would cost each poll a tenth.
     limiter.request_filter(lambda: request.method in security.SAFE_METHODS)

@@ -1,11 +1,12 @@
 """Errors as answers: problem details (RFC 9457) for programs, pages for people."""
 
 import json
+import time
 from http import HTTPStatus
 from typing import Any
 
 import structlog
-from flask import Flask, Response, make_response, request
+from flask import Flask, Response, current_app, make_response, request
 from flask.typing import ResponseReturnValue
 from flask_limiter import RateLimitExceeded
 from pydantic import ValidationError
@@ -73,6 +74,8 @@ def from_http(error: HTTPException) -> ResponseReturnValue:
     if isinstance(error, RateLimitExceeded):
         detail = f"Too many submissions from this address: {detail} are allowed."
     response = _answer(status, code, detail, None)
+    if isinstance(error, RateLimitExceeded):
+        response.headers["Retry-After"] = str(_seconds_to_next_window())
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value
@@ -89,6 +92,12 @@ def from_defect(error: Exception) -> ResponseReturnValue:
     """Answer an unforeseen error: the log tells all, the client nothing of it."""
     _log("request_failed", error)
     return _answer(500, "internal", "Something went wrong on our side.", None)
+
+
+def _seconds_to_next_window() -> int:
+    (limiter,) = current_app.extensions["limiter"]
+    reset_at: int = limiter.current_limit.reset_at
+    return max(1, int(reset_at - time.time()))
 
 
 def _log(event: str, error: Exception) -> None:
