@@ -11,9 +11,9 @@ was painted once before without any disturbance: all pictures of a kind are to b
 import argparse
 import hashlib
 import io
-import json
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +31,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from bench import machine
-from bench.services import Services, spawn
+from bench.services import Part, Services
 from stylequeue_shared import jobs
 from stylequeue_shared.artefacts import original_key
 from stylequeue_shared.database import OUTAGE, Database
@@ -106,6 +106,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=5.0, help="between two blows")
     options = parser.parse_args()
+    # Else what was started would outlive a run that is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found = machine.describe()
     with tempfile.TemporaryDirectory() as folder:
         outcome = disturb(
@@ -230,48 +232,6 @@ def _counts(counted: Counter[str], before: str = "") -> list[dict[str, Any]]:
 # -- The fleet, as a supervisor of the system keeps it --------------------------------
 
 
-class Part:
-    """A process of StyleQueue that is started anew when it has died."""
-
-    def __init__(self, name: str, settings: Settings, log: Path) -> None:
-        self._name, self._settings = name, settings
-        self.log = log
-        # All that ever were: one may outlive its launcher.
-        self._known: set[psutil.Process] = set()
-        self._start()
-
-    def _start(self) -> None:
-        self.process = spawn(self._name, self._settings, self.log)
-
-    def revive(self) -> None:
-        """Start it again if it has ended."""
-        if self.process.poll() is not None:
-            self._start()
-
-    def family(self) -> list[psutil.Process]:
-        """Return its processes from the first to the last: launcher, main, child."""
-        with suppress(psutil.NoSuchProcess):
-            launcher = psutil.Process(self.process.pid)
-            family = [launcher, *launcher.children(recursive=True)]
-            self._known.update(family)
-            return family
-        return []
-
-    def end(self) -> None:
-        """End all of it, whatever state it is in."""
-        self.family()
-        for process in self._known:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
-        self.process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
-        for process in self._known:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-
-
 class Fleet:
     """Workers and a housekeeper, their jobs and pictures."""
 
@@ -369,11 +329,7 @@ class Fleet:
     def events(self) -> Iterator[dict[str, Any]]:
         """Read all workers' logs."""
         for worker in self.workers:
-            for line in worker.log.read_text(errors="replace").splitlines():
-                # A line may be cut off by a kill.
-                with suppress(json.JSONDecodeError):
-                    if line.startswith("{"):
-                        yield json.loads(line)
+            yield from worker.events()
 
 
 # -- The monkey -----------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Real servers and processes of StyleQueue, for benchmarks and system tests."""
 
+import http.client
+import io
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +15,8 @@ from typing import Any
 
 import psutil
 import redis
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import encode_multipart
 
 from stylequeue_shared.embedded import EmbeddedRedis
 from stylequeue_shared.migrate import migrate
@@ -103,3 +108,102 @@ class Services:
         psutil.wait_procs(everyone)
         time.sleep(seconds)
         self._postgresql.start()
+
+
+class Part:
+    """A process of StyleQueue that is started anew when it has died."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        log: Path,
+        before: Sequence[str] = (),
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        self._given = name, settings, log, before, more
+        self.log = log
+        # All that ever were: one may outlive its launcher.
+        self._known: set[psutil.Process] = set()
+        self._start()
+
+    def _start(self) -> None:
+        self.process = spawn(*self._given)
+
+    def revive(self) -> None:
+        """Start it again if it has ended."""
+        if self.process.poll() is not None:
+            self._start()
+
+    def family(self) -> list[psutil.Process]:
+        """Return its processes from the first to the last: launcher, main, child."""
+        with suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(self.process.pid)
+            family = [launcher, *launcher.children(recursive=True)]
+            self._known.update(family)
+            return family
+        return []
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Read our own lines of its log; others may say something in between."""
+        for line in self.log.read_text(errors="replace").splitlines():
+            # One may be cut off by a kill.
+            with suppress(json.JSONDecodeError):
+                if line.startswith("{"):
+                    yield json.loads(line)
+
+    def end(self) -> None:
+        """End all of it, whatever state it is in."""
+        self.family()
+        for process in self._known:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        for process in self._known:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+
+class Client:
+    """A client of the web server."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = host, port
+
+    def ask(
+        self, path: str, method: str = "GET", **more: Any
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of an answer. Raises OSError."""
+        connection = http.client.HTTPConnection(*self._address, timeout=60)
+        try:
+            connection.request(method, path, **more)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.headers), answer.read()
+        except http.client.HTTPException as error:
+            raise OSError(str(error)) from error
+        finally:
+            connection.close()
+
+    def is_up(self, path: str = "/healthz") -> bool:
+        """Whether it answers that it is."""
+        try:
+            return self.ask(path)[0] == 200
+        except OSError:
+            return False
+
+    def submit(self, pictures: Sequence[bytes], **settings: Any) -> str:
+        """Submit the content and its styles; return the job's id."""
+        content, *styles = (
+            FileStorage(io.BytesIO(data), f"{number}.png")
+            for number, data in enumerate(pictures)
+        )
+        form = {"content": content, "style": styles, "settings": json.dumps(settings)}
+        boundary, body = encode_multipart(form)
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        status, _, answer = self.ask("/api/v1/jobs", "POST", body=body, headers=headers)
+        if status != 201:
+            raise RuntimeError(f"the job was not accepted ({status}): {answer!r}")
+        return str(json.loads(answer)["id"])

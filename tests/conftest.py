@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from bench.seaweedfs import BUCKET, SeaweedFS, set_variables
 from stylequeue_shared.database import Database
 from stylequeue_shared.migrate import migrate
-from tests.seaweedfs import BUCKET, SeaweedFS, set_variables
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,11 @@ import socket
 import threading
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from sqlalchemy.engine import make_url
+
+from stylequeue_shared.settings import Settings
 
 CHUNK = 65_536
 
@@ -122,6 +126,24 @@ class Pair:
             self.close()
 
 
-def address(url: Any, line: Line) -> Any:
-    """Return the address of a PostgreSQL server as it is reached through a line."""
-    return url.set(host="127.0.0.1", port=line.port, query={})
+def redis_target(direct: Settings) -> int | str:
+    """Return where the Redis of these settings listens."""
+    bell = urlsplit(direct.redis_url)
+    return bell.port or unquote(bell.path)
+
+
+def database_target(direct: Settings) -> int | str:
+    """Return where the PostgreSQL of these settings listens."""
+    database = make_url(direct.database_url)
+    return f"{database.query['host']}/.s.PGSQL.{database.port or 5432}"
+
+
+def through(direct: Settings, redis: Line, database: Line) -> dict[str, str]:
+    """Return the addresses of the same servers at the near ends of two lines."""
+    bell, url = urlsplit(direct.redis_url), make_url(direct.database_url)
+    secret = f":{bell.password}@" if bell.password else ""
+    near = url.set(host="127.0.0.1", port=database.port, query={})
+    return {
+        "redis": f"redis://{secret}127.0.0.1:{redis.port}/0",
+        "database": near.render_as_string(hide_password=False),
+    }

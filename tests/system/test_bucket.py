@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from werkzeug.datastructures import FileStorage
-from werkzeug.test import encode_multipart
 
+from bench.seaweedfs import free_ports
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import open_store
-from tests.seaweedfs import free_ports
 from tests.system.conftest import running_installation
 from tests.system.running import Site, Web
 from tests.worker.submitting import TINY, picture
@@ -50,21 +48,11 @@ def web(settings: Settings) -> Iterator[Web]:
 def test_a_job_goes_through_a_bucket_from_its_upload_to_its_result(
     site: Site, web: Web, settings: Settings
 ) -> None:
-    boundary, body = encode_multipart(
-        {
-            "content": FileStorage(io.BytesIO(picture(1)), "content.png"),
-            "style": FileStorage(io.BytesIO(picture(2)), "style.png"),
-            "settings": json.dumps(TINY),
-        }
-    )
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    status, _, answer = web.ask("/api/v1/jobs", "POST", body=body, headers=headers)
-    assert status == 201, answer
-    job = json.loads(answer)
-    row = site.ended(job["id"])
+    job_id = web.submit([picture(1), picture(2)], **TINY)
+    row = site.ended(job_id)
     assert row.state == "succeeded", site.log.read_text()[-5000:]
 
-    _, _, answer = web.ask(job["links"]["self"])
+    _, _, answer = web.ask(f"/api/v1/jobs/{job_id}")
     job = json.loads(answer)
     for url in (
         job["result"]["url"],

@@ -7,18 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from PIL import Image
-from sqlalchemy.engine import make_url
 
+from bench.seaweedfs import SeaweedFS, set_variables
 from bench.services import spawn
 from stylequeue_shared import jobs
-from stylequeue_shared.embedded import EmbeddedRedis
 from stylequeue_shared.settings import Settings
-from tests.proxy import Line
-from tests.seaweedfs import SeaweedFS, set_variables
+from tests.proxy import Line, database_target, redis_target, through
+from tests.system.conftest import running_valkey
 from tests.system.running import Site
 from tests.worker.submitting import ENDLESS, submit
 
@@ -42,27 +40,17 @@ class Network:
 def network(tmp_path: Path, postgresql_url: str) -> Iterator[Network]:
     home = tmp_path / "home"
     home.mkdir()
-    valkey = EmbeddedRedis(home)
-    process = valkey.start()
-    bell, database = urlsplit(valkey.url), make_url(postgresql_url)
-    socket = f"{database.query['host']}/.s.PGSQL.{database.port or 5432}"
-    try:
-        with Line(bell.port or unquote(bell.path)) as first, Line(socket) as second:
-            direct = Settings(
-                **{"home": home, "device": "cpu", "lease_seconds": 3},
-                **{"redis": valkey.url, "database": postgresql_url},
-            )
-            secret = f":{bell.password}@" if bell.password else ""
-            near = database.set(host="127.0.0.1", port=second.port, query={})
-            settings = direct.model_copy(
-                update={
-                    "redis": f"redis://{secret}127.0.0.1:{first.port}/0",
-                    "database": near.render_as_string(hide_password=False),
-                }
-            )
-            yield Network(first, second, direct, settings)
-    finally:
-        valkey.stop(process)
+    with running_valkey(home) as url:
+        direct = Settings(
+            **{"home": home, "device": "cpu", "lease_seconds": 3},
+            **{"redis": url, "database": postgresql_url},
+        )
+        with (
+            Line(redis_target(direct)) as redis,
+            Line(database_target(direct)) as database,
+        ):
+            near = direct.model_copy(update=through(direct, redis, database))
+            yield Network(redis, database, direct, near)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image, ImageCms
 
+from bench.seaweedfs import free_ports
 from stylequeue_shared.artefacts import RENDITION_SIZES, result_key
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store, open_store
@@ -17,7 +18,6 @@ from stylequeue_shared.store_s3 import S3Store
 from stylequeue_web.app import Application
 from stylequeue_web.services import NAME
 from stylequeue_worker import deep
-from tests.seaweedfs import free_ports
 from tests.shared.pictures import colourful, exif, saved
 from tests.web.conftest import Kept, Worker
 

@@ -1,4 +1,4 @@
-"""A real server of S3's protocol, as a process that tests may stop, kill and fill."""
+"""A real server of S3's protocol, as a process that may be stopped and killed."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import subprocess
 import sysconfig
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,15 @@ PORTS = (
 class SeaweedFS:
     """A server with the bucket `pictures`; it keeps its ports when it is restarted."""
 
-    def __init__(self, folder: Path, **options: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        before: Sequence[str] = (),
+        **options: object,
+    ) -> None:
         self._folder = folder
+        self._host, self._before = host, before
         self._ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -41,7 +48,7 @@ class SeaweedFS:
     @property
     def environment(self) -> dict[str, str]:
         """The variables with which botocore finds the server."""
-        return variables(self.port)
+        return variables(self.port, self._host)
 
     @property
     def tls_environment(self) -> dict[str, str]:
@@ -56,7 +63,7 @@ class SeaweedFS:
         keys.write_text(json.dumps({"identities": [one]}))
         given = {
             **{"dir": self._folder / "data", "s3.config": keys},
-            **{"ip": "127.0.0.1", "ip.bind": "127.0.0.1"},
+            **{"ip": self._host, "ip.bind": self._host},
             **{"webdav": "false", "admin.ui": "false"},
             **{"s3.port.iceberg": 0, "s3.port.lance": 0},
             **self._ports,
@@ -69,6 +76,7 @@ class SeaweedFS:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._before,
                     program,
                     "mini",
                     *(f"-{name}={value}" for name, value in given.items()),
@@ -112,16 +120,16 @@ class SeaweedFS:
             return Session().create_client(
                 "s3",
                 region_name="us-east-1",
-                endpoint_url=f"http://127.0.0.1:{self.port}",
+                endpoint_url=f"http://{self._host}:{self.port}",
                 aws_access_key_id=KEY,
                 aws_secret_access_key=SECRET,
             )
 
 
-def variables(port: int) -> dict[str, str]:
+def variables(port: int, host: str = "127.0.0.1") -> dict[str, str]:
     """The variables of a server at that port, with the key of the tests."""
     return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
