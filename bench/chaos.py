@@ -128,12 +128,13 @@ def disturb(
     *,
     pause: float,
     kinds: Sequence[dict[str, Any]] = KINDS,
+    once: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Run `count` jobs on `workers` workers under disturbances, and judge the result.
 
-    Goes on with blows until each kind of blow was struck and all jobs have ended, or
-    five times as long as they took. Linux only.
+    Strikes each kind of blow once, and goes on until all jobs have ended if not told
+    to leave it at that. Linux only.
     """
     with ExitStack() as stack:
         given = {"lease_seconds": LEASE_SECONDS, "threads": 1}
@@ -152,7 +153,7 @@ def disturb(
         turns = [n % len(kinds) for n in range(count)]
         made = [site.submit(kinds[turn], turn) for turn in turns]
         monkey = Monkey(site, services, disk, random.Random(seed))
-        while not (monkey.struck_all and site.count_ended(made) == count):
+        while not monkey.struck_all or not (once or site.count_ended(made) == count):
             ended = f"{site.count_ended(made)} of {count} have ended"
             say(f"{time.monotonic() - began:6.0f} s, {ended}: {monkey.strike()}")
             until = time.monotonic() + pause
