@@ -11,6 +11,9 @@ StyleQueueError
 |  |- QueueFull              too many jobs wait already
 |  |- DiskFull               the store is below its floor of free space
 |  |- NothingFits            the job does not fit into the worker's memory
+|  |- OutOfMemory            memory ran out while the job ran
+|  |- DeviceFailed           a GPU, or its driver, failed or hangs
+|  |- WorkerLost             one worker after the other vanished with the job
 |  `- LeaseLost              the job belongs to another attempt by now
 `- OurError                  a defect or a bad set-up of ours
    |- BadConfiguration       an environment variable is missing or wrong
@@ -95,6 +98,32 @@ class NothingFits(MachineError):
     """Raised in a worker when a job does not fit into its memory budget."""
 
     code = "nothing_fits"
+
+
+class OutOfMemory(MachineError):
+    """Raised when memory ran out while a job ran."""
+
+    code = "out_of_memory"
+
+    @classmethod
+    def of_the_worker(cls) -> "OutOfMemory":
+        """Return the error of a job that found too little."""
+        return cls(
+            "The worker ran out of memory; a smaller image_size or style_size needs "
+            "less."
+        )
+
+
+class DeviceFailed(MachineError):
+    """Raised when a GPU, or its driver, failed or hangs."""
+
+    code = "device_failed"
+
+
+class WorkerLost(MachineError):
+    """Raised when one worker after the other vanished with the job."""
+
+    code = "worker_lost"
 
 
 class LeaseLost(MachineError):

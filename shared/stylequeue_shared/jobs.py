@@ -36,10 +36,12 @@ from stylequeue_shared.decoding import Inspected
 from stylequeue_shared.errors import (
     Conflict,
     LeaseLost,
+    MachineError,
     NotFound,
     OurError,
     QueueFull,
     StyleQueueError,
+    WorkerLost,
 )
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.models import (
@@ -78,6 +80,8 @@ MAX_FAULTS = 3
 ALIVE_SECONDS = 15.0
 # What may be asked of a job that is not at its end.
 Request = Literal["cancel", "finish", "pause"]
+# The values of a job that failed by the fault of the machine it ran on.
+_AWAY = {"faults": Job.faults + 1, "avoids": Job.worker}
 # PostgreSQL's locks under which waiting jobs are counted and added, and under which
 # they are claimed; any numbers do.
 SUBMITTING, CLAIMING = 7_211, 7_212
@@ -307,6 +311,11 @@ def _take_turn(
                 attempt=Job.attempt + 1,
                 claimed_at=now(),
                 eta_start=None,
+                # Its owner is charged for it from now on: see `turns`.
+                eta_finish=now()
+                + func.coalesce(
+                    Job.eta_finish - Job.eta_start, Job.estimate["seconds"].as_float()
+                ),
                 lease_until=now() + lease_seconds,
                 started_at=func.coalesce(Job.started_at, now()),
                 # A job that ran before goes on from its checkpoint, or starts again;
@@ -361,8 +370,9 @@ def _forget_snapshots_after(
 def _unreadable(error: ValidationError) -> dict[str, Any]:
     first = error.errors(include_url=False, include_input=False)[0]
     field = first["loc"][0] if first["loc"] else "settings"
-    message = f"The stored settings cannot be read: {field}: {first['msg']}"
-    return _ended(JobState.FAILED) | _error(OurError.code, message, OurError.fault)
+    return _failed(
+        OurError(f"The stored settings cannot be read: {field}: {first['msg']}")
+    )
 
 
 def renew(database: Database, held: Claim, *, lease_seconds: float) -> str | None:
@@ -465,8 +475,7 @@ def fail(
     partial: Result | None = None,
 ) -> None:
     """End the job with a reason, and its best picture if any. Raises LeaseLost."""
-    values = _ended(JobState.FAILED) | _error(error.code, error.message, error.fault)
-    values |= _result(partial) if partial else {}
+    values = _failed(error) | (_result(partial) if partial else {})
     with database.write() as connection:
         _let_go(connection, held, values)
 
@@ -476,8 +485,7 @@ def send_away(database: Database, held: Claim) -> None:
 
     Where there is no other, the same one may try again.
     """
-    values = _at_rest(JobState.QUEUED)
-    values |= {"faults": Job.faults + 1, "avoids": Job.worker}
+    values = _at_rest(JobState.QUEUED) | _AWAY
     with database.write() as connection:
         _heed(connection, held.job_id, _let_go(connection, held, values))
 
@@ -604,21 +612,47 @@ def return_lost(database: Database) -> list[str]:
     picture.
     """
     with database.write() as connection:
-        lost = connection.execute(
-            update(Job)
-            .where(Job.state == JobState.RUNNING, Job.lease_until < now())
-            .values(**_at_rest(JobState.QUEUED), losses=Job.losses + 1)
-            .returning(Job.id, Job.requested, Job.losses)
-        ).all()
-        if lost:
-            _count(connection, LOST_LEASES, len(lost))
-        for job in lost:
-            _charge(connection, job.id)
-            if job.losses >= MAX_LOSSES and job.requested != "cancel":
-                _give_up(connection, job.id)
-            else:
-                _heed(connection, job.id, job.requested)
-        return [job.id for job in lost]
+        return _take_back(connection, Job.lease_until < now())
+
+
+def return_orphans(
+    database: Database, worker: str, cause: MachineError | None
+) -> list[str]:
+    """Return what a worker's process ran when it vanished, as its successor knows.
+
+    So it need not wait for its lease. With a cause that is the machine's fault it is
+    sent away, and fails on the last of MAX_FAULTS workers.
+    """
+    with database.write() as connection:
+        return _take_back(connection, Job.worker == worker, cause)
+
+
+def _take_back(
+    connection: Connection,
+    whose: ColumnElement[bool],
+    cause: MachineError | None = None,
+) -> list[str]:
+    spent = {"losses": Job.losses + 1} if cause is None else _AWAY
+    lost = connection.execute(
+        update(Job)
+        .where(Job.state == JobState.RUNNING, whose)
+        .values(**_at_rest(JobState.QUEUED), **spent)
+        .returning(Job.id, Job.requested, Job.losses, Job.faults)
+    ).all()
+    if lost:
+        _count(connection, LOST_LEASES, len(lost))
+    for job in lost:
+        _charge(connection, job.id)
+        error = cause if job.faults >= MAX_FAULTS else None
+        if job.losses >= MAX_LOSSES:
+            error = WorkerLost(
+                f"The worker vanished {MAX_LOSSES} times while it ran this job."
+            )
+        if error is not None and job.requested != "cancel":
+            _give_up(connection, job.id, error)
+        else:
+            _heed(connection, job.id, job.requested)
+    return [job.id for job in lost]
 
 
 def foretell(database: Database, expected: Sequence[Expected]) -> None:
@@ -647,12 +681,8 @@ def foretell(database: Database, expected: Sequence[Expected]) -> None:
             connection.execute(new, rows)
 
 
-def _give_up(connection: Connection, job_id: str) -> None:
-    values = _ended(JobState.FAILED) | _error(
-        "worker_lost",
-        f"The worker vanished {MAX_LOSSES} times while it ran this job.",
-        "machine",
-    )
+def _give_up(connection: Connection, job_id: str, error: MachineError) -> None:
+    values = _failed(error)
     newest = _newest_picture(connection, job_id)
     if newest is not None:
         values |= _result(replace(newest, partial=True))
@@ -823,12 +853,12 @@ def _newest_picture(connection: Connection, job_id: str) -> Result | None:
     return Result(row.key, row.width, row.height)
 
 
-def _error(code: str, message: str, fault: str) -> dict[str, Any]:
-    return {
-        "error_code": code,
+def _failed(error: StyleQueueError) -> dict[str, Any]:
+    return _ended(JobState.FAILED) | {
+        "error_code": error.code,
         # PostgreSQL's text has no NUL.
-        "error_message": message.replace("\0", "")[:2000],
-        "error_fault": fault,
+        "error_message": error.message.replace("\0", "")[:2000],
+        "error_fault": error.fault,
     }
 
 

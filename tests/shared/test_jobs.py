@@ -17,9 +17,10 @@ from stylequeue_shared.errors import (
     MachineError,
     NotFound,
     NumericalError,
+    OutOfMemory,
     QueueFull,
 )
-from stylequeue_shared.jobs import MAX_LOSSES, Claim, Progress, Result
+from stylequeue_shared.jobs import MAX_FAULTS, MAX_LOSSES, Claim, Progress, Result
 from stylequeue_shared.models import Job, JobState, JobStyle, Picture, Snapshot, Trash
 from tests.shared.submitting import HALF_WAY, claim, picture, row, run_out, submit
 
@@ -861,6 +862,53 @@ def test_only_losses_without_a_newer_checkpoint_count(database: Database) -> Non
         run_out(database, job_id)
         jobs.return_lost(database)
     assert row(database, job_id).state == "failed"
+
+
+def test_what_a_vanished_process_ran_is_returned_before_its_lease_ends(
+    database: Database,
+) -> None:
+    job_id, other, ended = submit(database), submit(database), submit(database)
+    jobs.fail(database, held := claim(database, "w1"), NumericalError("not finite"))
+    assert held.job_id == job_id
+    claim(database, "w1")
+    claim(database, "w2")
+    assert jobs.return_orphans(database, "w1", None) == [other]
+    found = row(database, other)
+    assert (found.state, found.worker, found.losses, found.faults) == (
+        *("queued", None),
+        *(1, 0),
+    )
+    assert row(database, ended).state == "running"
+    assert jobs.return_orphans(database, "w1", None) == []
+
+
+def test_what_a_machine_ended_is_sent_away_and_fails_with_the_cause_on_the_last(
+    database: Database,
+) -> None:
+    job_id = submit(database)
+    cause = OutOfMemory.of_the_worker()
+    for number in range(1, MAX_FAULTS + 1):
+        assert row(database, job_id).state == "queued"
+        save_snapshots(database, claim(database, f"w{number}"), 10 * number)
+        assert jobs.return_orphans(database, f"w{number}", cause) == [job_id]
+        found = row(database, job_id)
+        assert (found.faults, found.avoids, found.losses) == (number, f"w{number}", 0)
+    assert (found.state, found.error_code, found.error_fault) == (
+        *("failed", "out_of_memory"),
+        "machine",
+    )
+    assert found.error_message == cause.message
+    assert found.result_partial
+
+
+def test_what_was_asked_of_an_orphan_is_done(database: Database) -> None:
+    job_id = submit(database)
+    for number in range(MAX_FAULTS):
+        claim(database, "w1")
+        if number == MAX_FAULTS - 1:
+            jobs.request(database, job_id, "cancel")
+        jobs.return_orphans(database, "w1", OutOfMemory.of_the_worker())
+    assert row(database, job_id).state == "cancelled"
 
 
 def test_a_lost_job_is_next_before_jobs_that_never_ran(database: Database) -> None:

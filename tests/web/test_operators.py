@@ -275,7 +275,7 @@ def test_the_workers_page_says_what_each_does(
 ) -> None:
     assert "No worker was seen" in visited(client)
     beat("gpu-1")
-    beat("gpu-2", refuses="3 jobs in a row failed here (machine)")
+    beat("gpu-2", refuses="3 jobs in a row failed here")
     job = submit()
     worker.snapshot(worker.claim(), 50)
     seen = visited(client)

@@ -22,11 +22,12 @@ from stylequeue_shared.models import Base, Job, Snapshot
 from stylequeue_shared.plans import Plan
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store_folder import FolderStore
-from stylequeue_worker import checkpoints, lease, watchdog
+from stylequeue_worker import checkpoints, watchdog
 from stylequeue_worker import runner as runner_module
 from stylequeue_worker.draining import Draining
 from stylequeue_worker.engine.state import State
 from stylequeue_worker.engine.transfer import Step
+from stylequeue_worker.faults import Faults
 from stylequeue_worker.runner import Runner
 from tests.shared.outages import Flaky
 from tests.shared.pictures import saved
@@ -119,24 +120,29 @@ class Bench:
         Base.metadata.create_all(self.database.engine)
         self.store = Refusing(home / "store")
         self.engine = Fake()
-        self.draining = Draining()
-        self.runner = Runner(
-            Settings(home=home, lease_seconds=LEASE),
+        self.draining, self.faults = Draining(), Faults()
+        self.home = home
+        self.runner = self._start()
+
+    def _start(self) -> Runner:
+        return Runner(
+            Settings(home=self.home, lease_seconds=LEASE),
             self.database,
             self.store,
             self.engine,
             "the-worker",
             self.draining,
+            self.faults,
         )
 
     def submit(self, **settings: Any) -> str:
         return submit(self.database, self.store, **settings)
 
     def start_again(self) -> None:
-        """Have a new worker in the place of one that was told to stop."""
+        """Have a new child in the place of one that ended."""
         self.draining = Draining()
         self.engine.at.clear()
-        self.runner._draining = self.draining
+        self.runner = self._start()
 
     def run_until_it_fails(self, job_id: str) -> None:
         """Run a job as often as one may fail by the machine's fault."""
@@ -474,7 +480,7 @@ def test_a_worker_whose_steps_have_stopped_lets_its_lease_run_out(
 ) -> None:
     ended = threading.Event()
     monkeypatch.setattr(watchdog, "LEAST_SECONDS", 0.5)
-    monkeypatch.setattr(lease, "end_process", ended.set)
+    monkeypatch.setattr(runner_module, "end_process", ended.set)
     job = bench.submit(steps=3)
     until: list[float] = []
 
@@ -487,6 +493,86 @@ def test_a_worker_whose_steps_have_stopped_lets_its_lease_run_out(
     bench.engine.at[2] = hang
     bench.runner.run_next()
     assert until[0] == until[1]
+
+
+def test_a_child_that_hangs_tells_the_next_one_why_it_ended_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    told: list[MachineError | None] = []
+    monkeypatch.setattr(watchdog, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(runner_module, "end_process", ended.set)
+    bench.submit(steps=3)
+
+    def hang() -> None:
+        assert ended.wait(20)
+        told.append(bench.faults.bury())
+
+    bench.engine.at[2] = hang
+    bench.runner.run_next()
+    assert [one.code for one in told if one] == ["device_failed"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublas"),
+    ],
+)
+def test_a_device_that_fails_is_the_machines_fault_and_needs_a_new_process(
+    bench: Bench, error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
+
+    def refuse() -> None:
+        raise AssertionError("a broken device can do nothing more")
+
+    job = bench.submit()
+    bench.engine.at[2] = fail
+    bench.engine.recover = refuse  # type: ignore[method-assign]
+    assert bench.runner.run_next()
+    row = bench.row(job)
+    assert (row.state, row.faults, row.avoids) == ("queued", 1, "the-worker")
+    assert bench.runner.is_broken
+
+
+def test_failures_are_counted_over_all_children_of_a_worker(bench: Bench) -> None:
+    def fail() -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    bench.engine.at[1] = fail
+    for _ in range(jobs.MAX_FAULTS):
+        assert bench.runner.refuses is None
+        bench.submit()
+        assert bench.runner.run_next()
+        bench.start_again()
+        bench.engine.at[1] = fail
+    assert bench.runner.refuses == "3 jobs in a row failed here"
+
+
+def test_a_job_that_was_lost_counts_neither_as_failed_nor_as_gone_well(
+    bench: Bench,
+) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def lose() -> None:
+        with bench.database.write() as connection:
+            connection.execute(update(Job).values(attempt=Job.attempt + 1))
+        time.sleep(1.5)
+
+    bench.submit()
+    bench.engine.at[1] = fail
+    bench.runner.run_next()
+    bench.engine.at[1] = lose
+    bench.runner.run_next()
+    assert bench.faults.in_a_row == 1
+    # Nor does a child that is killed while nothing runs leave a reason behind.
+    bench.faults.note_hanging()
+    assert bench.faults.bury() is None
 
 
 def test_a_worker_that_shuts_down_hands_its_job_back(bench: Bench) -> None:
@@ -670,7 +756,7 @@ def test_a_worker_that_fails_three_jobs_in_a_row_takes_no_more(bench: Bench) -> 
         bench.engine.at = {} if good else {1: fail}
         assert bench.runner.refuses is None
         assert bench.runner.run_next()
-    assert bench.runner.refuses == "3 jobs in a row failed here (machine)"
+    assert bench.runner.refuses == "3 jobs in a row failed here"
     bench.engine.at.clear()
     bench.submit()
     assert not bench.runner.run_next()
@@ -949,6 +1035,7 @@ def test_a_returned_job_goes_on_under_its_next_attempt(bench: Bench) -> None:
         Fake(),
         "another",
         bench.draining,
+        Faults(),
     )
     assert other.run_next()
     row = bench.row(job)

@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import structlog
 
-from stylequeue_shared import registry
+from stylequeue_shared import jobs, registry
 from stylequeue_shared.database import OUTAGE, Database
+from stylequeue_shared.errors import MachineError, OutOfMemory
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import open_store
 from stylequeue_worker.draining import Draining
+from stylequeue_worker.faults import Faults
+from stylequeue_worker.lease import end_process
 
 BEAT_SECONDS = 5.0
 PARENT_SECONDS = 1.0
@@ -24,7 +27,9 @@ log = structlog.get_logger()
 class Child:
     """Everything that outlives one job: connections, the engine, the heartbeat."""
 
-    def __init__(self, settings: Settings, name: str, draining: Draining) -> None:
+    def __init__(
+        self, settings: Settings, name: str, draining: Draining, faults: Faults
+    ) -> None:
         # Here and not above: the main process imports this module, and must not
         # import torch.
         from stylequeue_worker.runner import Runner
@@ -33,9 +38,14 @@ class Child:
         self._parent = os.getppid()
         self._draining = draining
         self._database = Database(settings.database_url)
+        # First: what follows takes seconds.
+        cause = self._return_orphans(name, faults)
         store = open_store(settings.store_url)
         studio = Studio(settings)
-        self._runner = Runner(settings, self._database, store, studio, name, draining)
+        self._runner = Runner(
+            settings, self._database, store, studio, name, draining, faults
+        )
+        self._runner.tally.out_of_memory += isinstance(cause, OutOfMemory)
         self._identity = registry.Identity(
             name,
             socket.gethostname(),
@@ -56,8 +66,23 @@ class Child:
         lasts Celery fetches no message, so they are left to workers that do.
         """
         self._runner.run_next()
+        if self._runner.is_broken:
+            # Celery starts another, with a GPU's context that works.
+            log.warning("child_ends_after_a_device_failed")
+            end_process()
         while self._runner.refuses is not None and not self._draining.started:
             time.sleep(TICK)
+
+    def _return_orphans(self, name: str, faults: Faults) -> MachineError | None:
+        """Give back what the child before this one ran, if it vanished; return why."""
+        cause = faults.bury()
+        try:
+            for job in jobs.return_orphans(self._database, name, cause):
+                why = cause.code if cause else None
+                log.warning("job_of_a_lost_child", job=job, cause=why)
+        except OUTAGE as error:
+            log.warning("job_left_to_its_lease", error=str(error))
+        return cause
 
     def _beat(self) -> None:
         while True:

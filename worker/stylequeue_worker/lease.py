@@ -40,12 +40,12 @@ class Lease:
         database: Database,
         held: jobs.Claim,
         seconds: float,
-        on_stuck: Callable[[], None] | None = None,
+        on_stuck: Callable[[], None],
         is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         self._is_late = is_late
         self.watchdog = Watchdog()
-        self._on_stuck = on_stuck or end_process
+        self._on_stuck = on_stuck
         self.requested: str | None = None
         self.lost = False
         self._database = database

@@ -20,10 +20,12 @@ from stylequeue_shared.artefacts import (
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.errors import (
     BadState,
+    DeviceFailed,
     LeaseLost,
     MachineError,
     NotFound,
     OurError,
+    OutOfMemory,
     StyleQueueError,
 )
 from stylequeue_shared.estimates import planned_bytes
@@ -36,8 +38,13 @@ from stylequeue_worker.beside import Beside, host_copy
 from stylequeue_worker.checkpoints import Checkpoints
 from stylequeue_worker.draining import Draining
 from stylequeue_worker.engine.state import State
-from stylequeue_worker.engine.transfer import Step, ran_out_of_memory
-from stylequeue_worker.lease import Lease
+from stylequeue_worker.engine.transfer import (
+    Step,
+    is_of_the_device,
+    ran_out_of_memory,
+)
+from stylequeue_worker.faults import Faults
+from stylequeue_worker.lease import Lease, end_process
 from stylequeue_worker.tally import Tally
 
 # Pauses between attempts to store a result or to read what a job begins with: a minute
@@ -101,6 +108,7 @@ class Runner:
         painter: Painter,
         name: str,
         draining: Draining,
+        faults: Faults,
     ) -> None:
         self._lease_seconds = settings.lease_seconds
         self._database = database
@@ -108,10 +116,14 @@ class Runner:
         self._painter = painter
         self._name = name
         self._draining = draining
-        self._faults = 0
+        self._faults = faults
         # Why it takes no more jobs.
         self.refuses: str | None = None
+        # Whether it needs a process of its own again: a GPU's context is broken.
+        self.is_broken = False
         self.tally = Tally()
+        # Of the children before this one.
+        self._refuse_when_faulty()
 
     def run_next(self) -> bool:
         """Run the job whose turn it is; return whether one waited. Never raises."""
@@ -137,21 +149,28 @@ class Runner:
             if held.waited is not None:
                 self.tally.starts += 1
                 self.tally.start_seconds += held.waited
+            self._faults.begin()
+            failed: bool | None = None
             try:
                 with Lease(
-                    self._database, held, seconds, is_late=self._is_late
+                    *(self._database, held, seconds),
+                    on_stuck=self._end_stuck,
+                    is_late=self._is_late,
                 ) as lease:
                     attempt = Attempt(
                         *(held, lease, self._store, self._painter),
                         *(self._draining, self.tally),
                     )
                     attempt.run()
-                self._judge(attempt)
+                failed = attempt.fault is not None
+                self.is_broken = attempt.fault == DeviceFailed.code
             except LeaseLost:
                 # Another attempt runs it by now, or somebody ended it: not our job.
                 log.warning("job_lost")
             except Exception:
                 log.exception("job_left_to_its_lease")
+            self._faults.end(failed=failed)
+            self._refuse_when_faulty()
         return True
 
     def _is_late(self) -> bool:
@@ -166,12 +185,15 @@ class Runner:
         if hand_back:
             self._draining.start()
 
-    def _judge(self, attempt: "Attempt") -> None:
+    def _refuse_when_faulty(self) -> None:
         """Take no more jobs when this machine failed with several in a row."""
-        self._faults = 0 if attempt.fault is None else self._faults + 1
-        if self._faults >= jobs.MAX_FAULTS:
-            self.refuses = f"{self._faults} jobs in a row failed here ({attempt.fault})"
+        if self._faults.in_a_row >= jobs.MAX_FAULTS:
+            self.refuses = f"{self._faults.in_a_row} jobs in a row failed here"
             log.critical("worker_takes_no_more_jobs", reason=self.refuses)
+
+    def _end_stuck(self) -> None:
+        self._faults.note_hanging()
+        end_process()
 
 
 class Attempt:
@@ -464,7 +486,9 @@ class Attempt:
     def _failed(self, error: StyleQueueError) -> tuple[str, End]:
         if isinstance(error.__cause__, Exception):
             self._tally.out_of_memory += ran_out_of_memory(error.__cause__)
-        self._painter.recover()
+        if not isinstance(error, DeviceFailed):
+            # That would fail, too.
+            self._painter.recover()
         log.error("job_fails", code=error.code, exc_info=error.__cause__ or error)
         if error.fault == "machine":
             self.fault = error.code
@@ -602,20 +626,16 @@ def _fail(
 # -- Errors for the person who waits --------------------------------------------------
 
 
-def _out_of_memory(cause: BaseException) -> MachineError:
-    error = MachineError(
-        "The worker ran out of memory; a smaller image_size or style_size needs less."
-    )
-    error.__cause__ = cause
-    return error
-
-
 def _explained(cause: Exception) -> StyleQueueError:
     """Say what we can of an unforeseen error: its text may hold paths or secrets."""
+    error: StyleQueueError
     if ran_out_of_memory(cause):
-        return _out_of_memory(cause)
-    error = OurError(
-        "Something went wrong on our side; the worker's log has the details."
-    )
+        error = OutOfMemory.of_the_worker()
+    elif is_of_the_device(cause):
+        error = DeviceFailed("The worker's GPU failed.")
+    else:
+        error = OurError(
+            "Something went wrong on our side; the worker's log has the details."
+        )
     error.__cause__ = cause
     return error

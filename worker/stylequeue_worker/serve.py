@@ -19,6 +19,7 @@ from stylequeue_shared import logs
 from stylequeue_shared.queue import worker_celery
 from stylequeue_shared.settings import Settings, load_settings
 from stylequeue_worker.draining import Draining
+from stylequeue_worker.faults import Faults
 from stylequeue_worker.tasks import register
 
 PARENT_SECONDS = 1.0
@@ -59,7 +60,7 @@ def make_app(settings: Settings, name: str, draining: Draining) -> Celery:
 
     signals.setup_logging.connect(keep_our_logging, weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
-    register(app, settings, name, draining)
+    register(app, settings, name, draining, Faults())
     return app
 
 

@@ -11,17 +11,20 @@ from stylequeue_shared.queue import TASK
 from stylequeue_shared.settings import Settings
 from stylequeue_worker.child import Child
 from stylequeue_worker.draining import Draining
+from stylequeue_worker.faults import Faults
 
 log = structlog.get_logger()
 
 
-def register(app: Celery, settings: Settings, name: str, draining: Draining) -> None:
+def register(
+    app: Celery, settings: Settings, name: str, draining: Draining, faults: Faults
+) -> None:
     """Give the app its task, run in the child that Celery forks."""
     held: list[Child] = []
 
     def start(**options: Any) -> None:
         try:
-            held.append(Child(settings, name, draining))
+            held.append(Child(settings, name, draining, faults))
         except Exception:
             # Celery would start the child again, for ever and in vain.
             log.critical("worker_cannot_start", exc_info=True)

@@ -326,6 +326,7 @@ class Run:
 
 # How torch says it where it has no type of its own for it: on CPUs, in the libraries
 # for NVIDIA's cards, and where C++ itself ran out.
+DEVICE_ERRORS = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_", "CUDNN_STATUS_")
 OUT_OF_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED", "std::bad_alloc")
 
 
@@ -333,6 +334,13 @@ def ran_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that there was no memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         text in str(error) for text in OUT_OF_MEMORY
+    )
+
+
+def is_of_the_device(error: Exception) -> bool:
+    """Return whether an error came from a GPU, its driver or its libraries."""
+    return isinstance(error, torch.AcceleratorError) or any(
+        text in str(error) for text in DEVICE_ERRORS
     )
 
 
