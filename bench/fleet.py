@@ -17,12 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +29,30 @@ from sqlalchemy import insert, select, text
 
 from bench import machine
 from bench.services import Services
-from stylequeue_shared import jobs, reading, registry
+from bench.sleepers import (
+    PICTURE,
+    STEP_SECONDS,
+    STEPS,
+    Times,
+    submit_one,
+    threads,
+    work,
+)
+from stylequeue_shared import jobs, reading
 from stylequeue_shared.artefacts import original_key
-from stylequeue_shared.database import Database, now
-from stylequeue_shared.decoding import Inspected
+from stylequeue_shared.database import Database
 from stylequeue_shared.errors import MachineError
 from stylequeue_shared.housekeeping import Housekeeper
 from stylequeue_shared.images import encode_png
-from stylequeue_shared.job_settings import complete_settings
 from stylequeue_shared.models import Job, JobState
 from stylequeue_shared.queue import Bell
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import open_store
 from stylequeue_shared.turns import standing
-from stylequeue_worker.tally import Tally
 
 OWNERS = 50
 POLLERS, POLL_SECONDS = 1000, 5.0
-STEP_SECONDS, STEPS = 0.5, 20
 PROCESSES = 4
-PICTURE = Inspected("a" * 64, "image/png", 256, 256, 10_000)
-
-Times = dict[str, list[float]]
 
 
 def main() -> None:
@@ -88,7 +87,7 @@ def _fleet(
     stop = context.Event()
     share = options.workers // PROCESSES
     parts = [
-        context.Process(target=_work, args=(settings, number, share, stop, line))
+        context.Process(target=work, args=(settings, number, share, stop, line))
         for number in range(PROCESSES)
     ]
     parts += [context.Process(target=_poll, args=(settings, stop, line))]
@@ -103,12 +102,10 @@ def _fleet(
     time.sleep(2 * STEPS * STEP_SECONDS + 5)
     before, began = _load(database), time.monotonic()
     rounds: list[float] = []
-    foretold: dict[str, Any] = {}
     while time.monotonic() - began < options.seconds:
         at = time.perf_counter()
         keeper.round()
         rounds.append(time.perf_counter() - at)
-        foretold |= _foretold(database, foretold)
         time.sleep(keeper.pause)
     after, took = _load(database), time.monotonic() - began
     stop.set()
@@ -142,47 +139,7 @@ def _fleet(
             "per worker": used["transactions"] / options.workers,
         }
     )
-    rows.append(_error(database, foretold))
     return rows
-
-
-def _work(settings: Settings, number: int, count: int, stop: Any, line: Any) -> None:
-    """Run `count` workers, each a thread that sleeps through its jobs."""
-    database = Database(settings.database_url)
-    times: Times = defaultdict(list)
-
-    def timed(name: str, call: Callable[..., Any], *given: Any, **more: Any) -> Any:
-        at = time.perf_counter()
-        result = call(*given, **more)
-        times[name].append(time.perf_counter() - at)
-        return result
-
-    def run(name: str) -> None:
-        identity, tally = registry.Identity(name, "bench", "asleep", None), Tally()
-        chance = random.Random(name)
-        # Not all at once: fleets are not started so.
-        time.sleep(chance.uniform(0, STEPS * STEP_SECONDS))
-        while not stop.is_set():
-            registry.beat(database, replace(identity, pace=tally.pace))
-            held = timed("claim", jobs.claim, database, name, lease_seconds=30)
-            if held is None:
-                time.sleep(1)
-                continue
-            began = time.monotonic()
-            for step in range(1, STEPS + 1):
-                time.sleep(STEP_SECONDS)
-                left = (STEPS - step) * STEP_SECONDS
-                progress = jobs.Progress(step, 0.5, 0.1, 1 / STEP_SECONDS, left)
-                given = (database, held, progress)
-                timed("progress", jobs.report, *given, lease_seconds=30)
-                if stop.is_set():
-                    return
-            result = jobs.Result("jobs/bench/1/result.png", 64, 48)
-            timed("end", jobs.succeed, database, held, progress, result)
-            tally.add_pace(time.monotonic() - began, STEPS * STEP_SECONDS)
-
-    _threads([partial(run, f"{number}-{n}@bench") for n in range(count)])
-    line.put(dict(times))
 
 
 def _poll(settings: Settings, stop: Any, line: Any) -> None:
@@ -205,7 +162,7 @@ def _poll(settings: Settings, stop: Any, line: Any) -> None:
             times["status"].append(took)
             time.sleep(max(0.0, POLL_SECONDS * count / POLLERS - took))
 
-    _threads([run] * count)
+    threads([run] * count)
     line.put(dict(times))
 
 
@@ -215,18 +172,10 @@ def _submit(settings: Settings, stop: Any, line: Any) -> None:
     times: Times = defaultdict(list)
     while not stop.is_set():
         at = time.perf_counter()
-        _one(database, f"o{random.randrange(OWNERS)}")
+        submit_one(database, f"o{random.randrange(OWNERS)}")
         times["submit"].append(time.perf_counter() - at)
         time.sleep(0.1)
     line.put(dict(times))
-
-
-def _threads(calls: Sequence[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=call) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def _load(database: Database) -> dict[str, float]:
@@ -242,36 +191,6 @@ def _load(database: Database) -> dict[str, float]:
         used = process.cpu_times()
         cpu += used.user + used.system
     return {"cpu": cpu, "transactions": transactions}
-
-
-def _foretold(database: Database, known: dict[str, Any]) -> dict[str, Any]:
-    """Return what is said of starts now, of jobs of which nothing is known yet."""
-    with database.read() as connection:
-        rows = connection.execute(
-            select(Job.id, Job.eta_start, now().label("said_at")).where(
-                Job.state == JobState.QUEUED, Job.eta_start.is_not(None)
-            )
-        ).all()
-    return {row.id: row for row in rows if row.id not in known}
-
-
-def _error(database: Database, foretold: dict[str, Any]) -> dict[str, Any]:
-    """Return by how much of the wait that was left the foretold starts were off."""
-    with database.read() as connection:
-        started = connection.execute(
-            select(Job.id, Job.started_at).where(Job.started_at.is_not(None))
-        ).all()
-    errors = [
-        abs(row.started_at - said.eta_start) / (row.started_at - said.said_at)
-        for row in started
-        if (said := foretold.get(row.id)) and row.started_at - said.said_at > 1
-    ]
-    return {
-        "what": "foretold start, off by % (median)",
-        "n": len(errors),
-        "p50": 100 * statistics.median(errors) if errors else None,
-        "goal": 15.0,
-    }
 
 
 # -- What a claim costs ---------------------------------------------------------------
@@ -318,7 +237,7 @@ def _idle(settings: Settings, database: Database) -> dict[str, Any]:
         while not reading.workers(database) and time.monotonic() < deadline:
             time.sleep(0.1)
         for _ in range(20):
-            job_id = _one(database, "", steps=2, image_size=32)
+            job_id = submit_one(database, "", steps=2, image_size=32)
             bell.ring(job_id)
             while (row := reading.job(database, job_id)[0]).started_at is None:
                 time.sleep(0.01)
@@ -336,23 +255,10 @@ def _idle(settings: Settings, database: Database) -> dict[str, Any]:
 # -- Jobs -----------------------------------------------------------------------------
 
 
-def _one(database: Database, owner: str, **chosen: int) -> str:
-    seconds = STEPS * STEP_SECONDS
-    return jobs.submit(
-        database,
-        complete_settings({"steps": STEPS} | chosen, styles=1),
-        PICTURE.sha256,
-        [PICTURE.sha256],
-        max_waiting=1_000_000,
-        estimate={"seconds": seconds, "memory_bytes": 10**8, "worker": "bench"},
-        owner=owner,
-    )
-
-
 def _fill(database: Database, count: int, owners: int) -> None:
     """Record waiting jobs, many at a time: one as it is submitted, and copies of it."""
     jobs.keep_pictures(database, [PICTURE])
-    first = _one(database, "")
+    first = submit_one(database, "")
     with database.write() as connection:
         like = connection.execute(select(Job.__table__).where(Job.id == first)).one()
         values = dict(like._mapping)

@@ -65,7 +65,7 @@ def play(waiting: Queue, able: Iterable[Able]) -> list[Expected]:
     found = []
     while free:
         at, number, worker = heapq.heappop(free)
-        job = waiting.take(_fits(worker))
+        job = waiting.take(_fits(worker), worker.pace)
         # Else nothing that is left fits it.
         if job is not None:
             ends = at + job.seconds * worker.pace

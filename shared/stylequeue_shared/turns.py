@@ -2,7 +2,7 @@
 
 Jobs wait in lines, one for each class of priority and each owner. Each class names the
 job it would run: the first in the line of the owner whose jobs had least of the
-workers' time lately. Of these few jobs the one with the earliest turn is next. Its turn
+workers' time lately, with what those that run now are expected to take. Of these few jobs the one with the earliest turn is next. Its turn
 is when it was submitted, less the head start of its class: so `high` is served before
 `normal`, and yet no stream of `high` jobs can keep a `normal` one from ever running.
 
@@ -72,8 +72,13 @@ def used_seconds() -> ColumnElement[float]:
 
 
 def use() -> Subquery:
-    """Return what each `owner` had of the workers lately, in `seconds`, as SQL."""
-    running = select(Job.owner, now() - Job.claimed_at)
+    """Return what each `owner` had of the workers lately, in `seconds`, as SQL.
+
+    A job that runs counts with all that it is expected to take: else an owner's jobs
+    would be given to all workers that are free at once.
+    """
+    ends = case((Job.eta_finish > now(), Job.eta_finish), else_=now())
+    running = select(Job.owner, ends - Job.claimed_at)
     parts = union_all(
         select(Owner.name.label("owner"), used_seconds().label("seconds")),
         running.where(Job.state == JobState.RUNNING),
@@ -170,14 +175,17 @@ class Queue:
             yield one
 
     def take(
-        self, fits: Callable[[Waiting], bool] = lambda one: True
+        self, fits: Callable[[Waiting], bool] = lambda one: True, pace: float = 1.0
     ) -> Waiting | None:
-        """Take the job whose turn it is of those that fit, None when none does."""
+        """Take the job whose turn it is of those that fit, None when none does.
+
+        For a worker on which jobs take `pace` times what is expected of them.
+        """
         passed = []
         while (one := self._pop()) is not None and not fits(one):
             passed.append(one)
         if one is not None:
-            self._used[one.line[1:]] += one.seconds
+            self._used[one.line[1:]] += one.seconds * pace
         # The others keep their places.
         for other in reversed(passed):
             self._lines[other.line].appendleft(other)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Row, event, select, update
 
-from stylequeue_shared import jobs, reading, registry
+from stylequeue_shared import foresight, jobs, reading, registry
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import Conflict, NotFound
 from stylequeue_shared.jobs import Claim, Result
@@ -103,6 +103,37 @@ def test_what_a_job_takes_counts_while_it_runs(database: Database) -> None:
     submit(database, owner="ann")
     bob = submit(database, owner="bob")
     assert claim(database).job_id == bob
+
+
+def test_a_job_counts_from_its_claim_with_all_that_it_is_expected_to_take(
+    database: Database,
+) -> None:
+    # Six workers that are free at once: else they would take turns, job by job.
+    long = [submit(database, owner="ann", estimate={"seconds": 90}) for _ in range(3)]
+    short = [submit(database, owner="bob", estimate={"seconds": 30}) for _ in range(6)]
+    turns = [long[0], *short[:3], long[1], *short[3:6], long[2]]
+    assert foreseen(database) == turns
+    found = claimed(database, 6)
+    assert found == turns[:6]
+    # What was foretold of it is better than what was estimated at its submission.
+    ends = row(database, long[1])
+    assert ends.eta_finish - ends.claimed_at == pytest.approx(90, abs=2)
+
+
+def test_a_job_that_was_foretold_counts_as_long_as_that_said(
+    database: Database,
+) -> None:
+    ann = submit(database, owner="ann", estimate={"seconds": 10})
+    registry.beat(database, registry.Identity("w1", "here", "CPU", None, pace=5.0))
+    jobs.foretell(database, foresight.foretell(database))
+    claim(database)
+    submit(database, owner="bob", estimate={"seconds": 40})
+    claim(database, "w2")
+    submit(database, owner="ann")
+    bob = submit(database, owner="bob")
+    found = row(database, ann)
+    assert found.eta_finish - found.claimed_at == pytest.approx(50, abs=2)
+    assert claim(database, "w3").job_id == bob
 
 
 def test_what_an_owner_had_counts_half_after_an_hour(database: Database) -> None:
