@@ -2,9 +2,10 @@
 
 Jobs wait in lines, one for each class of priority and each owner. Each class names the
 job it would run: the first in the line of the owner whose jobs had least of the
-workers' time lately, with what those that run now are expected to take. Of these few jobs the one with the earliest turn is next. Its turn
-is when it was submitted, less the head start of its class: so `high` is served before
-`normal`, and yet no stream of `high` jobs can keep a `normal` one from ever running.
+workers' time lately, with what those that run now are expected to take. Of these few
+jobs the one with the earliest turn is next. Its turn is when it was submitted, less the
+head start of its class: so `high` is served before `normal`, and yet no stream of
+`high` jobs can keep a `normal` one from ever running.
 
 Before all that come jobs that ran already, and those that an operator put in front.
 

@@ -22,7 +22,7 @@ from stylequeue_shared.models import Base, Job, Snapshot
 from stylequeue_shared.plans import Plan
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store_folder import FolderStore
-from stylequeue_worker import checkpoints, watchdog
+from stylequeue_worker import attempt, checkpoints, watchdog
 from stylequeue_worker import runner as runner_module
 from stylequeue_worker.draining import Draining
 from stylequeue_worker.engine.state import State
@@ -180,9 +180,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "STORE_PAUSES", (0.05, 0.05))
-    monkeypatch.setattr(runner_module, "LAND_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(runner_module, "LEAVE_SECONDS", 0.3)
+    monkeypatch.setattr(attempt, "STORE_PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(attempt, "LAND_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(attempt, "LEAVE_SECONDS", 0.3)
 
 
 def test_nothing_waiting_is_nothing_done(bench: Bench) -> None:
@@ -304,10 +304,10 @@ def test_a_file_is_there_before_a_row_names_it(
     seen = []
     add_snapshot = jobs.add_snapshot
 
-    def look(db: Database, held: jobs.Claim, key: str, *more: Any) -> None:
+    def look(db: Database, held: jobs.Claim, key: str, **more: Any) -> None:
         seen.append(bench.store.exists(key))
         seen.append(bench.store.exists(rendition_key(key, 512)))
-        add_snapshot(db, held, key, *more)
+        add_snapshot(db, held, key, **more)
 
     monkeypatch.setattr(jobs, "add_snapshot", look)
     bench.submit(steps=5, snapshot_every=2)
@@ -416,7 +416,7 @@ def test_a_worker_that_is_told_to_stop_leaves_a_checkpoint(bench: Bench) -> None
 def test_a_checkpoint_that_takes_too_long_is_not_written_by_a_worker_that_stops(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(attempt, "CHECKPOINT_SECONDS", 0)
     job = bench.submit(steps=8)
     bench.engine.at[5] = bench.draining.start
     bench.runner.run_next()
@@ -590,7 +590,7 @@ def test_a_job_is_handed_back_in_the_middle_of_a_step_that_takes_too_long(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner_module, "LET_GO_SECONDS", 0.5)
-    monkeypatch.setattr(runner_module, "LEAVE_SECONDS", 60)
+    monkeypatch.setattr(attempt, "LEAVE_SECONDS", 60)
     states = []
 
     def stall() -> None:

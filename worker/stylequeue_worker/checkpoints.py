@@ -8,7 +8,7 @@ import structlog
 
 from stylequeue_shared import jobs
 from stylequeue_shared.artefacts import state_key
-from stylequeue_shared.database import OUTAGE, Database
+from stylequeue_shared.database import OUTAGE
 from stylequeue_shared.errors import BadState, MachineError, NotFound
 from stylequeue_shared.store import Store
 from stylequeue_worker.engine.state import (
@@ -112,7 +112,9 @@ class Checkpoints:
                     self._stored.add(name)
                     size += len(data)
             self._store.put(record, encoded.record)
-            self._lease.write(partial(_name, record, state.step))
+            self._lease.write(
+                partial(jobs.save_checkpoint, key=record, step=state.step)
+            )
         except (*OUTAGE, OSError, MachineError) as error:
             # The job goes on, and so does the attempt to save it, some seconds later.
             log.warning("checkpoint_not_saved", step=state.step, error=str(error))
@@ -149,7 +151,3 @@ class Checkpoints:
             return
         self._stored &= newest.parts.keys()
         self._record, self._earlier = record, None
-
-
-def _name(key: str, step: int, database: Database, held: jobs.Claim) -> None:
-    jobs.save_checkpoint(database, held, key, step)

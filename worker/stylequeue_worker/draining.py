@@ -4,6 +4,10 @@ import mmap
 import struct
 import time
 
+# A worker that was told to stop writes a checkpoint if that is done so soon; then it
+# hands its job back as it is, in the middle of a step if need be; and at last leaves it
+# to its lease. All of it ends within ten seconds.
+CHECKPOINT_SECONDS, LET_GO_SECONDS, LEAVE_SECONDS = 7.0, 8.0, 9.0
 # When the word was given, by the clock that all processes of a machine share.
 SINCE = struct.Struct("d")
 
