@@ -1,0 +1,106 @@
+"""What people and operators ask of jobs."""
+
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from stylequeue_shared.database import Database
+from stylequeue_shared.errors import Conflict
+from stylequeue_shared.jobs.rows import at_rest, delete_jobs, heed, state_of, upsert
+from stylequeue_shared.jobs.terms import Request
+from stylequeue_shared.models import PAUSED, Job, JobState, Switch
+from stylequeue_shared.turns import Priority, ahead, in_front, standing, turn_of
+
+
+def request(database: Database, job_id: str, what: Request) -> None:
+    """Ask a job to stop: a waiting one does at once, a running one within a step.
+
+    `cancel` drops it, an ended one is left alone. `finish` makes its newest picture
+    the result, `pause` keeps it for later. Raises NotFound, and Conflict where there
+    is nothing to finish or to pause.
+    """
+    with database.write() as connection:
+        job = state_of(connection, job_id)
+        state = JobState(job.state)
+        if state.is_terminal:
+            if what != "cancel":
+                raise Conflict(f"The job is {state}; it has come to its end.")
+        elif state != JobState.RUNNING:
+            if not heed(connection, job_id, what):
+                raise Conflict("The job has no picture yet that could be its result.")
+        elif job.requested != "cancel":
+            # Who cancels wants no picture: nothing takes that back.
+            here = update(Job).where(
+                Job.id == job_id, Job.requested.is_distinct_from(what)
+            )
+            connection.execute(here.values(requested=what, version=Job.version + 1))
+
+
+def resume(database: Database, job_id: str) -> None:
+    """Put a paused job back into the queue, or take back that it be paused.
+
+    Raises NotFound, and Conflict unless it is paused or about to be.
+    """
+    with database.write() as connection:
+        job = state_of(connection, job_id)
+        here = update(Job).where(Job.id == job_id)
+        if job.state == JobState.PAUSED:
+            connection.execute(here.values(**at_rest(JobState.QUEUED)))
+        elif job.state == JobState.RUNNING and job.requested == "pause":
+            connection.execute(here.values(requested=None, version=Job.version + 1))
+        else:
+            raise Conflict(f"The job is {job.state}; only a paused one can be resumed.")
+
+
+def put_in_front(database: Database, job_id: str) -> None:
+    """Make a waiting job the next one. Raises NotFound, and Conflict if none waits."""
+    with database.write() as connection:
+        waits = Job.state == JobState.QUEUED
+        earliest = connection.scalar(select(func.min(Job.turn)).where(waits))
+        _change_waiting(connection, job_id, in_front(earliest or 0.0))
+
+
+def prioritise(database: Database, job_id: str, priority: Priority) -> None:
+    """Move a waiting job to another class. Raises NotFound, Conflict unless it waits.
+
+    One that was put in front is there no longer; one that ran already stays ahead.
+    """
+    with database.write() as connection:
+        job = state_of(connection, job_id)
+        values = standing(priority, job.owner)
+        values["turn"] = turn_of(Job.created_at, priority)
+        if job.attempt:
+            values |= ahead()
+        _change_waiting(connection, job_id, values)
+
+
+def _change_waiting(
+    connection: Connection, job_id: str, values: dict[str, Any]
+) -> None:
+    state = state_of(connection, job_id).state
+    if state != JobState.QUEUED:
+        raise Conflict(f"The job is {state}; only a waiting one has a turn to change.")
+    here = update(Job).where(Job.id == job_id)
+    connection.execute(here.values(**values, version=Job.version + 1))
+
+
+def pause_queue(database: Database, *, paused: bool) -> None:
+    """Have no waiting job claimed until this is taken back; running ones go on."""
+    with database.write() as connection:
+        if paused:
+            row = upsert(connection, Switch).values(name=PAUSED)
+            connection.execute(row.on_conflict_do_nothing())
+        else:
+            connection.execute(delete(Switch).where(Switch.name == PAUSED))
+
+
+def forget(database: Database, job_id: str) -> None:
+    """Delete an ended job; the housekeeper deletes its files.
+
+    Raises NotFound, and Conflict while the job is not terminal.
+    """
+    with database.write() as connection:
+        state = state_of(connection, job_id).state
+        if not JobState(state).is_terminal:
+            raise Conflict(f"The job is {state}; cancel it before you delete it.")
+        delete_jobs(connection, [job_id])

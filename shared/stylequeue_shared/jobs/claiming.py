@@ -1,0 +1,141 @@
+"""Taking the job whose turn it is: by workers, any number of them at once."""
+
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    case,
+    delete,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    update,
+)
+
+from stylequeue_shared.database import Database, now
+from stylequeue_shared.errors import OurError
+from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.jobs.rows import failed, styles_of
+from stylequeue_shared.jobs.terms import ALIVE_SECONDS, Claim
+from stylequeue_shared.models import PAUSED, Job, JobState, Snapshot, Switch, Worker
+from stylequeue_shared.turns import next_job
+
+# PostgreSQL's lock under which jobs are claimed; any other number does.
+CLAIMING = 7_212
+
+
+def claim(
+    database: Database,
+    worker: str,
+    *,
+    lease_seconds: float,
+    budget: int | None = None,
+) -> Claim | None:
+    """Take the job whose turn it is and that fits into `budget` bytes, or None.
+
+    One atomic UPDATE decides; any number of workers may call it at once. A job whose
+    stored settings this version refuses fails, and the next one is taken.
+    """
+    with database.write() as connection:
+        while row := _take_turn(connection, worker, lease_seconds, budget):
+            try:
+                settings = JobSettings.model_validate(row.settings)
+            except ValidationError as error:
+                # Else it would run, for everybody but a worker, until its lease ends.
+                here = update(Job).where(Job.id == row.id)
+                connection.execute(here.values(**_unreadable(error)))
+                continue
+            shas = styles_of(connection, row.id)
+            return Claim(
+                *(row.id, row.attempt, settings, row.content_sha, shas),
+                *(row.made_with, row.checkpoint_key, row.faults, row.estimate),
+                row.waited if row.attempt == 1 else None,
+            )
+    return None
+
+
+def _take_turn(
+    connection: Connection, worker: str, lease_seconds: float, budget: int | None
+) -> Any:
+    """Mark the job whose turn it is as running and return its row, if there is one."""
+    if connection.dialect.name == "postgresql":
+        # Whose turn it is depends on who was claimed before.
+        connection.execute(select(func.pg_advisory_xact_lock(CLAIMING)))
+    turn = next_job(*_suits(worker, budget))
+    while (job_id := connection.scalar(turn)) is not None:
+        row = connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.state == JobState.QUEUED)
+            .values(
+                state=JobState.RUNNING,
+                version=Job.version + 1,
+                worker=worker,
+                attempt=Job.attempt + 1,
+                claimed_at=now(),
+                eta_start=None,
+                # Its owner is charged for it from now on: see `turns`.
+                eta_finish=now()
+                + func.coalesce(
+                    Job.eta_finish - Job.eta_start, Job.estimate["seconds"].as_float()
+                ),
+                lease_until=now() + lease_seconds,
+                started_at=func.coalesce(Job.started_at, now()),
+                # A job that ran before goes on from its checkpoint, or starts again;
+                # null stands for "never a step".
+                step=case(
+                    (Job.step.is_(None), null()),
+                    else_=func.coalesce(Job.checkpoint_step, 0),
+                ),
+            )
+            .returning(
+                *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
+                *(Job.checkpoint_key, Job.checkpoint_step, Job.faults, Job.estimate),
+                (Job.started_at - Job.created_at).label("waited"),
+            )
+        ).one_or_none()
+        # None: somebody cancelled or paused it just now.
+        if row is not None:
+            if row.attempt > 1:
+                _forget_snapshots_after(connection, row.id, row.checkpoint_step)
+            return row
+    return None
+
+
+def _suits(worker: str, budget: int | None) -> list[ColumnElement[bool]]:
+    """Return what makes a waiting job one that this worker may claim."""
+    another = exists().where(
+        Worker.name != worker,
+        Worker.seen_at > now() - ALIVE_SECONDS,
+        Worker.refuses.is_(None),
+        Worker.drain.is_(None),
+    )
+    drained = exists().where(Worker.name == worker, Worker.drain.is_not(None))
+    suits = [
+        ~exists().where(Switch.name == PAUSED),
+        ~drained,
+        or_(Job.avoids.is_(None), Job.avoids != worker, ~another),
+    ]
+    if budget is not None:
+        suits.append(or_(Job.least_bytes.is_(None), Job.least_bytes <= budget))
+    return suits
+
+
+def _forget_snapshots_after(
+    connection: Connection, job_id: str, step: int | None
+) -> None:
+    """Forget those of steps that are done again: they are saved again."""
+    connection.execute(
+        delete(Snapshot).where(Snapshot.job_id == job_id, Snapshot.step > (step or 0))
+    )
+
+
+def _unreadable(error: ValidationError) -> dict[str, Any]:
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = first["loc"][0] if first["loc"] else "settings"
+    return failed(
+        OurError(f"The stored settings cannot be read: {field}: {first['msg']}")
+    )

@@ -1,0 +1,221 @@
+"""What the transactions on jobs are made of."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from stylequeue_shared.artefacts import job_prefix
+from stylequeue_shared.database import now
+from stylequeue_shared.errors import LeaseLost, NotFound, StyleQueueError
+from stylequeue_shared.jobs.terms import Claim, Result
+from stylequeue_shared.models import (
+    Base,
+    Counter,
+    Job,
+    JobState,
+    JobStyle,
+    Owner,
+    Picture,
+    Snapshot,
+    SubmissionKey,
+    Trash,
+)
+from stylequeue_shared.turns import ahead, used_seconds
+
+# The values of a job that failed by the fault of the machine it ran on.
+AWAY = {"faults": Job.faults + 1, "avoids": Job.worker}
+
+
+def guard(connection: Connection, held: Claim, values: dict[str, Any]) -> str | None:
+    """Update the job if this attempt still runs it, and return what is requested."""
+    row = connection.execute(
+        update(Job)
+        .where(
+            Job.id == held.job_id,
+            Job.attempt == held.attempt,
+            Job.state == JobState.RUNNING,
+        )
+        .values(**values)
+        .returning(Job.requested)
+    ).one_or_none()
+    if row is None:
+        raise LeaseLost(f"job {held.job_id} is no longer run by attempt {held.attempt}")
+    requested: str | None = row.requested
+    return requested
+
+
+def let_go(connection: Connection, held: Claim, values: dict[str, Any]) -> str | None:
+    """Update the job so that it no longer runs, and return what was requested."""
+    requested = guard(connection, held, values)
+    charge(connection, held.job_id)
+    return requested
+
+
+def count(connection: Connection, name: str, more: float) -> None:
+    row = upsert(connection, Counter).values(name=name, value=more)
+    connection.execute(
+        row.on_conflict_do_update(
+            index_elements=[Counter.name],
+            set_={"value": Counter.value + row.excluded.value},
+        )
+    )
+
+
+def charge(connection: Connection, job_id: str) -> None:
+    """Count what its last attempt took of a worker as its owner's."""
+    this = Job.id == job_id
+    spent = select(func.coalesce(now() - Job.claimed_at, 0.0)).where(this)
+    row = upsert(connection, Owner).values(
+        name=select(Job.owner).where(this).scalar_subquery(),
+        used_seconds=spent.scalar_subquery(),
+        used_at=now(),
+        total_seconds=spent.scalar_subquery(),
+    )
+    connection.execute(
+        row.on_conflict_do_update(
+            index_elements=[Owner.name],
+            set_={
+                "used_seconds": used_seconds() + row.excluded.used_seconds,
+                "used_at": now(),
+                "total_seconds": Owner.total_seconds + row.excluded.total_seconds,
+            },
+        )
+    )
+
+
+def ended(state: JobState) -> dict[str, Any]:
+    return {
+        "state": state,
+        "version": Job.version + 1,
+        "finished_at": now(),
+        "eta_start": None,
+        "eta_finish": None,
+        "lease_until": None,
+        "worker": None,
+        "requested": None,
+    }
+
+
+def at_rest(state: JobState) -> dict[str, Any]:
+    """Return the values of a job that goes on later, before those that never ran."""
+    return {
+        "state": state,
+        "version": Job.version + 1,
+        "worker": None,
+        "lease_until": None,
+        **ahead(),
+    }
+
+
+def heed(connection: Connection, job_id: str, requested: str | None) -> bool:
+    """Do at once to a waiting or paused job what was asked of it, if it can be done.
+
+    One without a picture cannot be finished; it will be with the first that it gets.
+    """
+    values: dict[str, Any] = {}
+    if requested == "cancel":
+        values = ended(JobState.CANCELLED)
+    elif requested == "pause":
+        values = {"state": JobState.PAUSED, "version": Job.version + 1}
+        values |= {"eta_start": None, "eta_finish": None}
+    elif requested == "finish":
+        newest = newest_picture(connection, job_id)
+        if newest is None:
+            return False
+        values = ended(JobState.SUCCEEDED) | made(newest)
+        values |= {"stop_reason": "finished_early", "eta_seconds": 0.0}
+    if values:
+        here = update(Job).where(Job.id == job_id)
+        connection.execute(here.values(**values | {"requested": None}))
+    return True
+
+
+def newest_picture(connection: Connection, job_id: str) -> Result | None:
+    row = connection.execute(
+        select(Snapshot.key, Snapshot.width, Snapshot.height)
+        .where(Snapshot.job_id == job_id)
+        .order_by(Snapshot.step.desc())
+        .limit(1)
+    ).one_or_none()
+    # Snapshots of versions before this one did not say how large they are.
+    if row is None or row.width is None:
+        return None
+    return Result(row.key, row.width, row.height)
+
+
+def failed(error: StyleQueueError) -> dict[str, Any]:
+    return ended(JobState.FAILED) | {
+        "error_code": error.code,
+        # PostgreSQL's text has no NUL.
+        "error_message": error.message.replace("\0", "")[:2000],
+        "error_fault": error.fault,
+    }
+
+
+def made(result: Result) -> dict[str, Any]:
+    return {f"result_{name}": value for name, value in vars(result).items()}
+
+
+def state_of(connection: Connection, job_id: str) -> Any:
+    row = connection.execute(
+        select(
+            *(Job.state, Job.settings, Job.content_sha, Job.requested),
+            *(Job.estimate, Job.least_bytes, Job.owner, Job.attempt),
+        )
+        # PostgreSQL's text has no NUL, nor has any id.
+        .where(Job.id == job_id.replace("\0", "?"))
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no job {job_id[:36]}.")
+    return row
+
+
+def styles_of(connection: Connection, job_id: str) -> tuple[str, ...]:
+    return tuple(
+        connection.scalars(
+            select(JobStyle.sha256)
+            .where(JobStyle.job_id == job_id)
+            .order_by(JobStyle.position)
+        )
+    )
+
+
+def delete_jobs(connection: Connection, job_ids: Sequence[str]) -> None:
+    if not job_ids:
+        return
+    touch_pictures(connection, job_ids)
+    # What is sent again makes a new job.
+    keys = SubmissionKey.job_id.in_(job_ids)
+    connection.execute(delete(SubmissionKey).where(keys))
+    connection.execute(delete(Snapshot).where(Snapshot.job_id.in_(job_ids)))
+    connection.execute(delete(JobStyle).where(JobStyle.job_id.in_(job_ids)))
+    connection.execute(delete(Job).where(Job.id.in_(job_ids)))
+    trash = [{"prefix": job_prefix(job_id)} for job_id in job_ids]
+    connection.execute(insert(Trash), trash)
+
+
+def touch_pictures(connection: Connection, job_ids: Sequence[str]) -> None:
+    """Start the hour after which unused pictures are deleted anew."""
+    used = (
+        select(Job.content_sha)
+        .where(Job.id.in_(job_ids))
+        .union(select(JobStyle.sha256).where(JobStyle.job_id.in_(job_ids)))
+    )
+    # Locked in order, as by keep_pictures, and by an UPDATE in any.
+    locked = connection.scalars(
+        select(Picture.sha256)
+        .where(Picture.sha256.in_(used))
+        .order_by(Picture.sha256)
+        .with_for_update()
+    ).all()
+    here = update(Picture).where(Picture.sha256.in_(locked))
+    connection.execute(here.values(used_at=now()))
+
+
+def upsert(connection: Connection, table: type[Base]) -> Any:
+    """Return an INSERT that may say what to do on a conflict."""
+    postgres = connection.dialect.name == "postgresql"
+    return (postgresql.insert if postgres else sqlite.insert)(table)

@@ -1,0 +1,137 @@
+"""Recording new jobs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import uuid_utils
+from sqlalchemy import Connection, func, insert, select
+
+from stylequeue_shared.database import Database, now
+from stylequeue_shared.decoding import Inspected
+from stylequeue_shared.errors import Conflict, QueueFull
+from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.jobs.rows import state_of, styles_of, touch_pictures, upsert
+from stylequeue_shared.models import Job, JobState, JobStyle, Picture
+from stylequeue_shared.once import Once
+from stylequeue_shared.turns import Priority, standing, turn_of
+
+# PostgreSQL's lock under which waiting jobs are counted and added; any number does.
+SUBMITTING = 7_211
+
+
+def keep_pictures(database: Database, pictures: Sequence[Inspected]) -> None:
+    """Record pictures as used now; call it before their bytes are stored.
+
+    From here on the housekeeper leaves them alone for an hour.
+    """
+    with database.write() as connection:
+        # In order: two that lock the same pictures must not wait for each other.
+        for picture in sorted(set(pictures), key=lambda picture: picture.sha256):
+            row = upsert(connection, Picture).values(
+                sha256=picture.sha256,
+                media_type=picture.media_type,
+                width=picture.width,
+                height=picture.height,
+                bytes=picture.bytes,
+                used_at=now(),
+            )
+            connection.execute(
+                row.on_conflict_do_update(
+                    index_elements=[Picture.sha256], set_={"used_at": now()}
+                )
+            )
+
+
+def submit(
+    database: Database,
+    settings: JobSettings,
+    content_sha: str,
+    style_shas: Sequence[str],
+    *,
+    max_waiting: int,
+    estimate: dict[str, Any] | None = None,
+    least_bytes: int | None = None,
+    priority: Priority = "normal",
+    owner: str = "",
+    repeats: tuple[Once, str] | None = None,
+) -> str:
+    """Record a job as queued and return its id, a UUIDv7.
+
+    No worker that may take less than `least_bytes` of memory is to claim it. The jobs
+    of an `owner` share the workers with those of others; many installations have one.
+    `repeats`, a client's key with the digest of what it sent, stands for the job then.
+    Raises QueueFull when `max_waiting` jobs wait already, and InFlight.
+    """
+    values = {"estimate": estimate, "least_bytes": least_bytes}
+    values |= {"turn": turn_of(now(), priority), **standing(priority, owner)}
+    with database.write() as connection:
+        refuse_when_full(connection, max_waiting)
+        job_id = _insert(
+            connection, settings.model_dump(), content_sha, style_shas, values
+        )
+        if repeats is not None:
+            key, digest = repeats
+            key.record(connection, digest, job_id)
+        return job_id
+
+
+def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
+    """Record a new job with the pictures, settings and estimate of an ended one.
+
+    It has the same owner, but no priority: that is not for everybody to repeat.
+    Raises NotFound, Conflict while it is not terminal, and QueueFull.
+    """
+    with database.write() as connection:
+        job = state_of(connection, job_id)
+        if not JobState(job.state).is_terminal:
+            raise Conflict(f"The job is {job.state}; only an ended job can be retried.")
+        refuse_when_full(connection, max_waiting)
+        shas = styles_of(connection, job_id)
+        touch_pictures(connection, [job_id])
+        values = {"estimate": job.estimate, "least_bytes": job.least_bytes}
+        values |= {"turn": now(), **standing("normal", job.owner)}
+        values["retry_of"] = job_id
+        return _insert(connection, job.settings, job.content_sha, shas, values)
+
+
+def refuse_when_full(connection: Connection, max_waiting: int) -> None:
+    """Raise QueueFull when `max_waiting` jobs wait already."""
+    if connection.dialect.name == "postgresql":
+        # Else two that count at once both find the last place free.
+        connection.execute(select(func.pg_advisory_xact_lock(SUBMITTING)))
+    waiting = connection.scalar(
+        select(func.count()).where(Job.state == JobState.QUEUED)
+    )
+    if waiting is not None and waiting >= max_waiting:
+        raise QueueFull(
+            f"{waiting} jobs are waiting already, at most {max_waiting} may "
+            "(STYLEQUEUE_MAX_WAITING); please try again later."
+        )
+
+
+def _insert(
+    connection: Connection,
+    settings: dict[str, Any],
+    content_sha: str,
+    style_shas: Sequence[str],
+    values: dict[str, Any],
+) -> str:
+    job_id = str(uuid_utils.uuid7())
+    connection.execute(
+        insert(Job).values(
+            id=job_id,
+            state=JobState.QUEUED,
+            settings=settings,
+            content_sha=content_sha,
+            created_at=now(),
+            **values,
+        )
+    )
+    connection.execute(
+        insert(JobStyle),
+        [
+            {"job_id": job_id, "position": position, "sha256": sha}
+            for position, sha in enumerate(style_shas)
+        ],
+    )
+    return job_id

@@ -1,0 +1,146 @@
+"""What is done for jobs that nobody asks about: lost, foretold, expired."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy import ColumnElement, Connection, bindparam, select, update
+
+from stylequeue_shared.database import Database, now
+from stylequeue_shared.errors import MachineError, WorkerLost
+from stylequeue_shared.jobs.rows import (
+    AWAY,
+    at_rest,
+    charge,
+    count,
+    delete_jobs,
+    failed,
+    heed,
+    made,
+    newest_picture,
+)
+from stylequeue_shared.jobs.terms import MAX_FAULTS, MAX_LOSSES, Expected
+from stylequeue_shared.models import LOST_LEASES, TERMINAL, Job, JobState
+
+
+def return_lost(database: Database) -> list[str]:
+    """Return jobs whose lease ran out to the queue; give the ids of all touched.
+
+    What was asked of one is done; one whose worker vanished MAX_LOSSES times without a
+    newer checkpoint fails, since something about it ends workers, with its newest
+    picture.
+    """
+    with database.write() as connection:
+        return _take_back(connection, Job.lease_until < now())
+
+
+def return_orphans(
+    database: Database, worker: str, cause: MachineError | None
+) -> list[str]:
+    """Return what a worker's process ran when it vanished, as its successor knows.
+
+    So it need not wait for its lease. With a cause that is the machine's fault it is
+    sent away, and fails on the last of MAX_FAULTS workers.
+    """
+    with database.write() as connection:
+        return _take_back(connection, Job.worker == worker, cause)
+
+
+def _take_back(
+    connection: Connection,
+    whose: ColumnElement[bool],
+    cause: MachineError | None = None,
+) -> list[str]:
+    spent = {"losses": Job.losses + 1} if cause is None else AWAY
+    lost = connection.execute(
+        update(Job)
+        .where(Job.state == JobState.RUNNING, whose)
+        .values(**at_rest(JobState.QUEUED), **spent)
+        .returning(Job.id, Job.requested, Job.losses, Job.faults)
+    ).all()
+    if lost:
+        count(connection, LOST_LEASES, len(lost))
+    for job in lost:
+        charge(connection, job.id)
+        error = cause if job.faults >= MAX_FAULTS else None
+        if job.losses >= MAX_LOSSES:
+            error = WorkerLost(
+                f"The worker vanished {MAX_LOSSES} times while it ran this job."
+            )
+        if error is not None and job.requested != "cancel":
+            _give_up(connection, job.id, error)
+        else:
+            heed(connection, job.id, job.requested)
+    return [job.id for job in lost]
+
+
+def foretell(database: Database, expected: Sequence[Expected]) -> None:
+    """Record when jobs are expected to start, None if they have, and to end."""
+    new = update(Job).where(
+        Job.id == bindparam("job_id"),
+        # One that was claimed meanwhile has no start to wait for.
+        Job.state == bindparam("in_state"),
+    )
+    new = new.values(
+        eta_start=bindparam("start"),
+        eta_finish=bindparam("finish"),
+        version=Job.version + 1,
+    )
+    # In small transactions: no worker's report shall wait for long.
+    for first in range(0, len(expected), 200):
+        part = expected[first : first + 200]
+        rows = [
+            {
+                **vars(one),
+                "in_state": JobState.RUNNING if one.start is None else JobState.QUEUED,
+            }
+            for one in part
+        ]
+        with database.write() as connection:
+            connection.execute(new, rows)
+
+
+def _give_up(connection: Connection, job_id: str, error: MachineError) -> None:
+    values = failed(error)
+    newest = newest_picture(connection, job_id)
+    if newest is not None:
+        values |= made(replace(newest, partial=True))
+    connection.execute(update(Job).where(Job.id == job_id).values(**values))
+
+
+def ended_with_checkpoint(database: Database, limit: int = 100) -> list[str]:
+    """Return jobs whose checkpoints nobody needs any more."""
+    with database.read() as connection:
+        return list(
+            connection.scalars(
+                select(Job.id)
+                .where(Job.checkpoint_key.is_not(None), Job.state.in_(TERMINAL))
+                .limit(limit)
+            )
+        )
+
+
+def forget_checkpoint(database: Database, job_id: str) -> None:
+    """Name no checkpoint of an ended job: its files are gone."""
+    with database.write() as connection:
+        connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.state.in_(TERMINAL))
+            .values(checkpoint_key=None, checkpoint_step=None)
+        )
+
+
+def expire(database: Database, *, retention_days: float) -> int:
+    """Delete jobs that ended longer ago than `retention_days`; return how many."""
+    with database.write() as connection:
+        old = connection.scalars(
+            select(Job.id)
+            .where(
+                Job.state.in_(TERMINAL),
+                Job.finished_at < now() - retention_days * 86400,
+            )
+            .limit(100)
+            # One that somebody deletes or retries now is not waited for.
+            .with_for_update(skip_locked=True)
+        ).all()
+        delete_jobs(connection, old)
+        return len(old)
