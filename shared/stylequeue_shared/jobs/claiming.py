@@ -1,11 +1,15 @@
 """Taking the job whose turn it is: by workers, any number of them at once."""
 
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Float,
+    Select,
+    bindparam,
     case,
     delete,
     exists,
@@ -15,6 +19,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import OurError
@@ -26,6 +31,7 @@ from stylequeue_shared.turns import next_job
 
 # PostgreSQL's lock under which jobs are claimed; any other number does.
 CLAIMING = 7_212
+_LOCK = select(func.pg_advisory_xact_lock(CLAIMING))
 
 
 def claim(
@@ -62,41 +68,13 @@ def _take_turn(
     connection: Connection, worker: str, lease_seconds: float, budget: int | None
 ) -> Any:
     """Mark the job whose turn it is as running and return its row, if there is one."""
+    given = {"by": worker, "budget": budget, "seconds": lease_seconds}
+    turn, take = _turn(limited=budget is not None), _take()
     if connection.dialect.name == "postgresql":
         # Whose turn it is depends on who was claimed before.
-        connection.execute(select(func.pg_advisory_xact_lock(CLAIMING)))
-    turn = next_job(*_suits(worker, budget))
-    while (job_id := connection.scalar(turn)) is not None:
-        row = connection.execute(
-            update(Job)
-            .where(Job.id == job_id, Job.state == JobState.QUEUED)
-            .values(
-                state=JobState.RUNNING,
-                version=Job.version + 1,
-                worker=worker,
-                attempt=Job.attempt + 1,
-                claimed_at=now(),
-                eta_start=None,
-                # Its owner is charged for it from now on: see `turns`.
-                eta_finish=now()
-                + func.coalesce(
-                    Job.eta_finish - Job.eta_start, Job.estimate["seconds"].as_float()
-                ),
-                lease_until=now() + lease_seconds,
-                started_at=func.coalesce(Job.started_at, now()),
-                # A job that ran before goes on from its checkpoint, or starts again;
-                # null stands for "never a step".
-                step=case(
-                    (Job.step.is_(None), null()),
-                    else_=func.coalesce(Job.checkpoint_step, 0),
-                ),
-            )
-            .returning(
-                *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
-                *(Job.checkpoint_key, Job.checkpoint_step, Job.faults, Job.estimate),
-                (Job.started_at - Job.created_at).label("waited"),
-            )
-        ).one_or_none()
+        connection.execute(_LOCK)
+    while (job_id := connection.scalar(turn, given)) is not None:
+        row = connection.execute(take, given | {"turn_of": job_id}).one_or_none()
         # None: somebody cancelled or paused it just now.
         if row is not None:
             if row.attempt > 1:
@@ -105,23 +83,68 @@ def _take_turn(
     return None
 
 
-def _suits(worker: str, budget: int | None) -> list[ColumnElement[bool]]:
-    """Return what makes a waiting job one that this worker may claim."""
+# Composed once: while one worker claims all others wait, and to compose these takes
+# longer than to run them.
+
+
+@cache
+def _turn(*, limited: bool) -> Select[str]:
+    """Return the SELECT of the job whose turn it is, for a worker `by` that name.
+
+    `limited`: of those that fit into its `budget`.
+    """
+    by: ColumnElement[str] = bindparam("by")
     another = exists().where(
-        Worker.name != worker,
+        Worker.name != by,
         Worker.seen_at > now() - ALIVE_SECONDS,
         Worker.refuses.is_(None),
         Worker.drain.is_(None),
     )
-    drained = exists().where(Worker.name == worker, Worker.drain.is_not(None))
+    drained = exists().where(Worker.name == by, Worker.drain.is_not(None))
     suits = [
         ~exists().where(Switch.name == PAUSED),
         ~drained,
-        or_(Job.avoids.is_(None), Job.avoids != worker, ~another),
+        or_(Job.avoids.is_(None), Job.avoids != by, ~another),
     ]
-    if budget is not None:
-        suits.append(or_(Job.least_bytes.is_(None), Job.least_bytes <= budget))
-    return suits
+    if limited:
+        fits = Job.least_bytes <= bindparam("budget")
+        suits.append(or_(Job.least_bytes.is_(None), fits))
+    return next_job(*suits)
+
+
+@cache
+def _take() -> ReturningUpdate[Any]:
+    """Return the UPDATE by which a worker takes a job that still waits."""
+    return (
+        update(Job)
+        .where(Job.id == bindparam("turn_of"), Job.state == JobState.QUEUED)
+        .values(
+            state=JobState.RUNNING,
+            version=Job.version + 1,
+            worker=bindparam("by"),
+            attempt=Job.attempt + 1,
+            claimed_at=now(),
+            eta_start=None,
+            # Its owner is charged for it from now on: see `turns`.
+            eta_finish=now()
+            + func.coalesce(
+                Job.eta_finish - Job.eta_start, Job.estimate["seconds"].as_float()
+            ),
+            lease_until=now() + bindparam("seconds", type_=Float),
+            started_at=func.coalesce(Job.started_at, now()),
+            # A job that ran before goes on from its checkpoint, or starts again;
+            # null stands for "never a step".
+            step=case(
+                (Job.step.is_(None), null()),
+                else_=func.coalesce(Job.checkpoint_step, 0),
+            ),
+        )
+        .returning(
+            *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
+            *(Job.checkpoint_key, Job.checkpoint_step, Job.faults, Job.estimate),
+            (Job.started_at - Job.created_at).label("waited"),
+        )
+    )
 
 
 def _forget_snapshots_after(
