@@ -60,7 +60,7 @@ class Database:
         # SQLite must take the write lock at BEGIN: a transaction that reads first
         # and then writes fails at once with "database is locked".
         self._writer = self.engine.execution_options(writes=True)
-        self._polls = _engine(
+        self._alone = _engine(
             url,
             pooled=pooled,
             patient=patient,
@@ -68,7 +68,7 @@ class Database:
             isolation_level="AUTOCOMMIT",
             pool_reset_on_return=None,
         )
-        self._driver_error: type[Exception] = self._polls.dialect.loaded_dbapi.Error
+        self._driver_error: type[Exception] = self._alone.dialect.loaded_dbapi.Error
         self._compiled: dict[Select[Any], SQLCompiler] = {}
 
     @contextmanager
@@ -78,9 +78,12 @@ class Database:
             yield connection
 
     @contextmanager
-    def poll(self) -> Iterator[Connection]:
-        """Open a connection for single SELECTs, without the cost of a transaction."""
-        with self._polls.connect() as connection:
+    def autocommit(self) -> Iterator[Connection]:
+        """Open a connection for single statements, each a transaction by itself.
+
+        Without the two round trips that begin and commit one.
+        """
+        with self._alone.connect() as connection:
             yield connection
 
     def first(self, statement: Select[Any], **parameters: str) -> Any:
@@ -94,7 +97,7 @@ class Database:
         names = compiled.positiontup
         given = parameters if names is None else [parameters[name] for name in names]
         try:
-            connection = self._polls.raw_connection()
+            connection = self._alone.raw_connection()
             try:
                 cursor = connection.cursor()
                 cursor.execute(compiled.string, given)
@@ -110,7 +113,7 @@ class Database:
             ) from error
 
     def _compile(self, statement: Select[Any]) -> SQLCompiler:
-        compiled = statement.compile(dialect=self._polls.dialect)
+        compiled = statement.compile(dialect=self._alone.dialect)
         assert isinstance(compiled, SQLCompiler)
         self._compiled[statement] = compiled
         return compiled
@@ -129,7 +132,7 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
-        self._polls.dispose()
+        self._alone.dispose()
 
 
 def _engine(url: str, *, pooled: bool, patient: bool, **more: Any) -> Engine:

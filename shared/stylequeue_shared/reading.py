@@ -54,7 +54,7 @@ def version(database: Database, job_id: str) -> tuple[int, str]:
 def job(database: Database, job_id: str) -> tuple[Row[Any], Sequence[Row[Any]]]:
     """Return a job's row and its snapshots by step. Raises NotFound."""
     asked = {"job_id": job_id}
-    with database.poll() as connection:
+    with database.autocommit() as connection:
         # First the job: a snapshot newer than its row only makes the next poll differ.
         row = connection.execute(_job, asked).one_or_none()
         if row is None:

@@ -14,7 +14,16 @@ class Flaky(Database):
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        if self.down:
-            raise OperationalError("UPDATE", {}, OSError("server closed"))
+        self._answer()
         with super().write() as connection:
             yield connection
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        self._answer()
+        with super().autocommit() as connection:
+            yield connection
+
+    def _answer(self) -> None:
+        if self.down:
+            raise OperationalError("UPDATE", {}, OSError("server closed"))

@@ -89,7 +89,7 @@ def test_readers_and_polls_do_not_wait_for_a_writer(database: Database) -> None:
     with database.write() as connection:
         connection.execute(Trash.__table__.insert().values(prefix="jobs/1/"))
         assert count(database) == 0
-        with database.poll() as other:
+        with database.autocommit() as other:
             assert other.scalar(select(func.count()).select_from(Trash)) == 0
     assert time.monotonic() - began < 10
 
@@ -109,7 +109,7 @@ def test_asking_for_the_first_row_keeps_nothing_open(database: Database) -> None
     add(database, "jobs/2/")
     database.first(select(Trash.prefix))
     if database.engine.dialect.name == "sqlite":
-        with database.poll() as connection:
+        with database.autocommit() as connection:
             # Its log can be emptied only while nobody reads.
             done = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
         assert done == (0, 0, 0)
@@ -123,7 +123,7 @@ def test_asking_for_the_first_row_keeps_nothing_open(database: Database) -> None
 
 
 def test_each_poll_sees_what_was_committed_before_it(database: Database) -> None:
-    with database.poll() as connection:
+    with database.autocommit() as connection:
         wanted = select(func.count()).select_from(Trash)
         assert connection.scalar(wanted) == 0
         add(database, "jobs/1/")

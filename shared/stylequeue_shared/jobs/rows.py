@@ -1,10 +1,11 @@
 """What the transactions on jobs are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from stylequeue_shared.artefacts import job_prefix
 from stylequeue_shared.database import now
@@ -30,16 +31,35 @@ AWAY = {"faults": Job.faults + 1, "avoids": Job.worker}
 
 def guard(connection: Connection, held: Claim, values: dict[str, Any]) -> str | None:
     """Update the job if this attempt still runs it, and return what is requested."""
-    row = connection.execute(
+    return tell(connection, held, guarded(values))
+
+
+def guarded(values: dict[str, Any]) -> ReturningUpdate[Any]:
+    """Return the UPDATE of a job that does nothing unless an attempt still runs it."""
+    return (
         update(Job)
         .where(
-            Job.id == held.job_id,
-            Job.attempt == held.attempt,
+            Job.id == bindparam("held_job"),
+            Job.attempt == bindparam("held_attempt"),
             Job.state == JobState.RUNNING,
         )
         .values(**values)
         .returning(Job.requested)
-    ).one_or_none()
+    )
+
+
+def tell(
+    connection: Connection,
+    held: Claim,
+    change: ReturningUpdate[Any],
+    given: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Make a guarded change, with what is given; return what is requested.
+
+    Raises LeaseLost.
+    """
+    names = {"held_job": held.job_id, "held_attempt": held.attempt, **(given or {})}
+    row = connection.execute(change, names).one_or_none()
     if row is None:
         raise LeaseLost(f"job {held.job_id} is no longer run by attempt {held.attempt}")
     requested: str | None = row.requested

@@ -1,6 +1,11 @@
 """What the worker that holds a job writes, guarded by attempt and state."""
 
+from dataclasses import fields
+from functools import cache
 from typing import Any
+
+from sqlalchemy import Float, bindparam
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import StyleQueueError
@@ -10,9 +15,11 @@ from stylequeue_shared.jobs.rows import (
     ended,
     failed,
     guard,
+    guarded,
     heed,
     let_go,
     made,
+    tell,
     upsert,
 )
 from stylequeue_shared.jobs.terms import Claim, Progress, Result
@@ -25,7 +32,8 @@ def renew(database: Database, held: Claim, *, lease_seconds: float) -> str | Non
     A lease that ran out but was not given away is renewed all the same.
     Raises LeaseLost when the job belongs to another attempt.
     """
-    return _guarded(database, held, {"lease_until": now() + lease_seconds})
+    with database.autocommit() as connection:
+        return tell(connection, held, _renewal(), {"seconds": lease_seconds})
 
 
 def report(
@@ -35,12 +43,26 @@ def report(
 
     Raises LeaseLost when the job belongs to another attempt.
     """
-    values = {
-        **vars(progress),
-        "lease_until": now() + lease_seconds,
-        "version": Job.version + 1,
-    }
-    return _guarded(database, held, values)
+    given = {f"new_{name}": value for name, value in vars(progress).items()}
+    given["seconds"] = lease_seconds
+    with database.autocommit() as connection:
+        return tell(connection, held, _report(), given)
+
+
+# Composed once: each worker makes these several times a second.
+
+
+@cache
+def _renewal() -> ReturningUpdate[Any]:
+    return guarded({"lease_until": now() + bindparam("seconds", type_=Float)})
+
+
+@cache
+def _report() -> ReturningUpdate[Any]:
+    names = (field.name for field in fields(Progress))
+    values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+    values["lease_until"] = now() + bindparam("seconds", type_=Float)
+    return guarded({**values, "version": Job.version + 1})
 
 
 def describe(
