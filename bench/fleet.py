@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 from PIL import Image
-from sqlalchemy import insert, select, text
+from sqlalchemy import insert, select, text, update
 
 from bench import machine
 from bench.services import Services
@@ -212,8 +212,23 @@ def _claims(database: Database) -> list[dict[str, Any]]:
             assert held is not None
             jobs.fail(database, held, MachineError("the bench is done with it"))
         rows.append(_row(f"claim alone, {owners} owners", seconds, waiting, 20.0))
+    rows.append(_row("claim where nothing fits", _in_vain(database), 10_000))
     _empty(database)
     return rows
+
+
+def _in_vain(database: Database) -> list[float]:
+    """Return what it takes a small worker to see that only large jobs wait."""
+    _empty(database)
+    _fill(database, 10_000, OWNERS)
+    with database.write() as connection:
+        connection.execute(update(Job).values(least_bytes=10**12))
+    seconds = []
+    for _ in range(20):
+        at = time.perf_counter()
+        assert jobs.claim(database, "small", lease_seconds=30, budget=10**9) is None
+        seconds.append(time.perf_counter() - at)
+    return seconds
 
 
 def _idle(settings: Settings, database: Database) -> dict[str, Any]:
