@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,11 +51,11 @@ SETTLE_SECONDS = 300.0
 SHALLOW = {"content_layers": ["conv1_1"], "style_layers": ["conv1_1", "conv2_1"]}
 # Different ways through the engine: its optimisers, starts, scales and layers.
 KINDS: tuple[dict[str, Any], ...] = (
-    {"image_size": 128, "steps": 200},
-    {"image_size": 96, "steps": 300, "init": "noise", "pooling": "average"},
-    {"image_size": 128, "steps": 200, "scales": 2, "preserve_colors": "luminance"},
-    {"image_size": 128, "steps": 200, "optimizer": "adam", "tv_weight": 1e-4},
-    {"image_size": 128, "steps": 1000, "snapshot_every": 100, **SHALLOW},
+    {"image_size": 96, "steps": 150},
+    {"image_size": 96, "steps": 200, "init": "noise", "pooling": "average"},
+    {"image_size": 96, "steps": 150, "scales": 2, "preserve_colors": "luminance"},
+    {"image_size": 96, "steps": 150, "optimizer": "adam", "tv_weight": 1e-4},
+    {"image_size": 96, "steps": 800, "snapshot_every": 100, **SHALLOW},
 )
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ def main() -> int:
         outcome = disturb(
             *(Path(folder), options.jobs, options.workers, options.seed),
             pause=options.pause,
-            say=print,
+            say=partial(print, flush=True),
         )
     found |= {"seed": options.seed, "workers": options.workers}
     machine.report("chaos", rows(outcome), found)
