@@ -26,6 +26,10 @@ from stylequeue_shared.errors import BadConfiguration
 DRIVERS = ("sqlite", "postgresql+psycopg")
 # A writer of SQLite waits for the others rather than fail: facts of WAL mode.
 BUSY_MS = 20_000
+# How long PostgreSQL lets a client that was stopped, or whose host is gone, hold locks
+# in the middle of a transaction, and how long others wait for one. The latter is less
+# than what a client waits for an answer, so that none is left behind waiting.
+IDLE_SECONDS = {"idle_in_transaction_session_timeout": 15, "lock_timeout": 8}
 # What a database raises that is down, full, busy or in fail-over: worth another try.
 OUTAGE = (OperationalError, InterfaceError, InternalError, TimeoutError)
 
@@ -159,6 +163,7 @@ def _engine(url: str, *, pooled: bool, patient: bool, **more: Any) -> Engine:
         engine = create_engine(address, **options)
         if not patient:
             event.listen(engine, "do_connect", _connect_impatiently)
+            event.listen(engine, "connect", _set_up_postgresql)
         return engine
     if address.database:
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +181,14 @@ def _connect_impatiently(
     from stylequeue_shared.impatience import ImpatientConnection
 
     return ImpatientConnection.connect(*given, **options)
+
+
+def _set_up_postgresql(connection: Any, record: object) -> None:
+    # Not in the address: what pools connections may refuse options there.
+    with connection.cursor() as cursor:
+        for name, seconds in IDLE_SECONDS.items():
+            cursor.execute(f"SET {name} = '{seconds}s'")
+    connection.commit()
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:

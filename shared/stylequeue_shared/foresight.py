@@ -36,7 +36,7 @@ def foretell(database: Database) -> list[Expected]:
     """Return what can be said of running and waiting jobs, and is news.
 
     A queue that is paused, or that no worker serves, starts nothing: of what waits in
-    it nothing is said.
+    it nothing is said, and what was is taken back.
     """
     with database.read() as connection:
         moment = connection.scalar(select(now())) or 0.0
@@ -51,10 +51,16 @@ def foretell(database: Database) -> list[Expected]:
             row.id: (row.eta_start, row.eta_finish)
             for row in connection.execute(wanted.where(Job.state.in_(states)))
         }
-    return [
+    news = [
         one
         for one in expected
         if one.job_id in said and _is_news(one, *said[one.job_id], moment)
+    ]
+    known = {one.job_id for one in expected}
+    return news + [
+        Expected(job_id, None, None)
+        for job_id, (start, _) in said.items()
+        if start is not None and job_id not in known
     ]
 
 

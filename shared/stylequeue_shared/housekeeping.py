@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import structlog
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from stylequeue_shared import foresight, jobs, logs, reading
@@ -94,9 +94,10 @@ class Housekeeper:
     def leave(self) -> None:
         """Give the lease up, so that another need not wait for its end."""
         with self._database.write() as connection:
-            connection.execute(
-                delete(Lease).where(Lease.name == NAME, Lease.holder == self._holder)
-            )
+            ours = update(Lease).where(Lease.name == NAME)
+            ours = ours.where(Lease.holder == self._holder)
+            # Not deleted: the next one is to know since when nobody kept house.
+            connection.execute(ours.values(until=now()))
 
     def _chore(self, chore: Callable[[], object]) -> bool:
         """Do one chore; one that fails does not keep the others from being done."""
@@ -112,6 +113,8 @@ class Housekeeper:
         """Renew the lease, or take it if nobody holds it; return whether it is ours."""
         seconds = max(10.0, 3 * self.pause)
         with self._database.write() as connection:
+            ago = select(now() - Lease.until).where(Lease.name == NAME)
+            alone = connection.scalar(ago)
             postgres = connection.dialect.name == "postgresql"
             insert = postgresql.insert if postgres else sqlite.insert
             row = insert(Lease).values(
@@ -124,7 +127,11 @@ class Housekeeper:
                     where=or_(Lease.holder == self._holder, Lease.until < now()),
                 ).returning(Lease.name)
             )
-            return taken.one_or_none() is not None
+            is_ours = taken.one_or_none() is not None
+        if is_ours and alone is not None and alone > self._settings.lease_seconds:
+            # Whatever kept all housekeepers away kept the workers, too, maybe.
+            self.spare_the_lost()
+        return is_ours
 
     def _return_lost(self) -> None:
         if self._clock() < self._no_return_before:

@@ -5,6 +5,7 @@ from sqlalchemy import update
 
 from stylequeue_shared import foresight, jobs, registry
 from stylequeue_shared.database import Database, now
+from stylequeue_shared.errors import Conflict
 from stylequeue_shared.foresight import Able, play
 from stylequeue_shared.jobs import Expected, Progress
 from stylequeue_shared.models import Job
@@ -23,14 +24,17 @@ def beat(database: Database, name: str, **more: Any) -> None:
     registry.beat(database, registry.Identity(name, "castle", "CPU", None, **more))
 
 
-def foretell(database: Database) -> dict[str, tuple[float | None, float]]:
+def foretell(database: Database) -> dict[str, tuple[float | None, float | None]]:
     """Foretell, record it, and return it in seconds from now."""
     expected = foresight.foretell(database)
     jobs.foretell(database, expected)
     with database.read() as connection:
         moment = connection.scalar(now().select()) or 0.0
     return {
-        one.job_id: (one.start and one.start - moment, one.finish - moment)
+        one.job_id: (
+            one.start and one.start - moment,
+            one.finish and one.finish - moment,
+        )
         for one in expected
     }
 
@@ -157,6 +161,22 @@ def test_nothing_is_said_of_a_paused_queue(database: Database) -> None:
     assert foretell(database) == {}
 
 
+def test_what_can_no_longer_be_said_is_taken_back(database: Database) -> None:
+    beat(database, "w1")
+    job_id = submit(database, estimate={"seconds": 60})
+    assert len(foretell(database)) == 1
+    version = row(database, job_id).version
+    jobs.pause_queue(database, paused=True)
+    foretell(database)
+    found = row(database, job_id)
+    assert (found.eta_start, found.eta_finish) == (None, None)
+    assert found.version == version + 1
+    # Once.
+    assert foretell(database) == {}
+    jobs.pause_queue(database, paused=False)
+    assert len(foretell(database)) == 1
+
+
 def test_only_what_is_news_is_written(database: Database) -> None:
     beat(database, "w1")
     job_id = submit(database, estimate={"seconds": 600})
@@ -183,7 +203,7 @@ def test_what_was_said_goes_with_the_state_it_was_said_of(database: Database) ->
     held = claim(database, "w1")
     assert row(database, job_id).eta_start is None
     assert row(database, job_id).eta_finish is not None
-    jobs.fail(database, held, jobs.Conflict("a failure"))
+    jobs.fail(database, held, Conflict("a failure"))
     assert row(database, job_id).eta_finish is None
 
 

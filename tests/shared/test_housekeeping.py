@@ -219,6 +219,31 @@ def test_after_an_outage_holders_get_a_whole_lease_to_come_back(house: House) ->
     assert row(house.database, job_id).state == "queued"
 
 
+def test_where_nobody_kept_house_for_long_holders_get_a_whole_lease_too(
+    house: House,
+) -> None:
+    house.keeper().round()
+    house.lose(job_id := submit(house.database))
+    with house.database.write() as connection:
+        connection.execute(update(Lease).values(until=now() - LEASE - 1))
+    # As when the machine of housekeeper and database was started again.
+    late = house.keeper()
+    assert late.round()
+    assert row(house.database, job_id).state == "running"
+    house.time += LEASE + 1
+    assert late.round()
+    assert row(house.database, job_id).state == "queued"
+
+
+def test_a_housekeeper_that_follows_at_once_waits_for_nothing(house: House) -> None:
+    first = house.keeper()
+    first.round()
+    first.leave()
+    house.lose(job_id := submit(house.database))
+    assert house.keeper().round()
+    assert row(house.database, job_id).state == "queued"
+
+
 def test_a_holder_that_came_back_in_time_keeps_its_job(house: House) -> None:
     submit(house.database)
     held = claim(house.database)

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from stylequeue_shared import jobs
-from stylequeue_shared.artefacts import original_key
+from stylequeue_shared import jobs, registry
 from stylequeue_shared.housekeeping import Housekeeper
 from stylequeue_shared.queue import QUEUE, worker_celery
 from stylequeue_shared.settings import Settings
@@ -362,42 +361,28 @@ def test_a_job_outlives_a_restart_of_the_broker(tmp_path: Path) -> None:
         valkey.stop(server)
 
 
-def test_a_worker_that_refuses_jobs_leaves_their_messages_to_others(own: Site) -> None:
-    broken = submit_bytes(own.database, own.store, b"a", b"b")
-    own.store.delete(original_key(own.row(broken).content_sha))
-    for _ in range(jobs.MAX_FAULTS):
-        # It comes back to the only worker there is.
-        own.bell.ring(broken)
-    assert own.ended(broken).error_fault == "machine"
+@pytest.mark.parametrize("how", ["finish", "hand_back"])
+def test_a_worker_that_takes_no_more_leaves_messages_to_others(
+    own: Site, how: registry.Drain
+) -> None:
+    (worker,) = own.workers()
+    registry.drain(own.database, worker.name, how)
     own.wait_for(lambda: own.workers()[0].refuses is not None)
-    refusing = own.launcher
+    drained = own.launcher
     try:
+        # The first message tells it to hold still; the housekeeper sends another.
         good = own.submit()
         for _ in range(3):
             own.bell.ring(good)
+        time.sleep(1)
         # It is there, and takes none of them.
         assert_answers(own)
-        assert own.bell.waiting() == 4
+        assert own.bell.waiting() == 3
         assert own.row(good).state == "queued"
 
         own.launcher = own.start()
         assert own.ended(good).state == "succeeded"
         own.wait_for(lambda: own.bell.waiting() == 0)
     finally:
-        refusing.terminate()
-        assert refusing.wait(30) == 0
-
-
-def test_a_worker_that_refuses_jobs_does_so_with_a_new_child_too(own: Site) -> None:
-    broken = submit_bytes(own.database, own.store, b"a", b"b")
-    own.store.delete(original_key(own.row(broken).content_sha))
-    for _ in range(jobs.MAX_FAULTS):
-        own.bell.ring(broken)
-    own.wait_for(lambda: any(worker.refuses for worker in own.workers()))
-    own.processes()[1].kill()
-    own.wait_for(lambda: own.log.read_text().count("worker_ready") == 2)
-    own.submit()
-    time.sleep(2)
-    assert own.workers()[0].refuses == "3 jobs in a row failed here"
-    claims = [line for line in own.events() if line["event"] == "job_claimed"]
-    assert len(claims) == jobs.MAX_FAULTS
+        drained.terminate()
+        assert drained.wait(30) == 0

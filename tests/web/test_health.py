@@ -123,6 +123,7 @@ def test_the_numbers_of_an_idle_installation_are_all_there(
         **dict.fromkeys(JobState, 0),
         "stylequeue_oldest_waiting_seconds": 0,
         "stylequeue_workers": 0,
+        "stylequeue_workers_taking_jobs": 0,
         "stylequeue_steps_per_second": 0,
         "stylequeue_queue_paused": 0,
         "stylequeue_lost_leases_total": 0,
@@ -145,6 +146,7 @@ def test_jobs_are_counted_by_state_and_workers_by_speed(
                     device="cpu",
                     started_at=now() - 7200,
                     seen_at=now() - age,
+                    refuses="3 jobs in a row failed here" if age == 2 else None,
                 )
             )
         oldest = Job.__table__.c
@@ -160,6 +162,7 @@ def test_jobs_are_counted_by_state_and_workers_by_speed(
         "cancelled": 1,
         "queued": 2,
         "stylequeue_workers": 2,
+        "stylequeue_workers_taking_jobs": 1,
         "stylequeue_steps_per_second": 8.1,
         "stylequeue_queue_paused": 0,
         "stylequeue_lost_leases_total": 0,
@@ -211,7 +214,7 @@ def test_a_paused_queue_is_told(client: FlaskClient, database: Database) -> None
 
 def test_the_numbers_say_what_they_are(client: FlaskClient) -> None:
     families = list(text_string_to_metric_families(client.get("/metrics").text))
-    assert len(families) == 11
+    assert len(families) == 12
     for family in families:
         assert family.type in ("gauge", "counter", "summary")
         assert family.documentation.endswith(".")

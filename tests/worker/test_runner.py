@@ -10,10 +10,15 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from stylequeue_shared import jobs
-from stylequeue_shared.artefacts import PREVIEW_SIZE, rendition_key, states_prefix
+from stylequeue_shared.artefacts import (
+    PREVIEW_SIZE,
+    original_key,
+    rendition_key,
+    states_prefix,
+)
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import DiskFull, MachineError, NumericalError
 from stylequeue_shared.estimates import planned_bytes
@@ -539,6 +544,53 @@ def test_a_device_that_fails_is_the_machines_fault_and_needs_a_new_process(
     assert bench.runner.is_broken
 
 
+def test_a_process_whose_device_failed_is_of_no_more_use_whoever_has_the_job(
+    bench: Bench,
+) -> None:
+    def fail() -> None:
+        with bench.database.write() as connection:
+            connection.execute(update(Job).values(attempt=99))
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    bench.submit()
+    bench.engine.at[1] = fail
+    assert bench.runner.run_next()
+    assert bench.runner.is_broken
+    assert bench.faults.in_a_row == 1
+
+
+def test_a_store_that_is_away_says_nothing_against_the_worker(bench: Bench) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench.submit()
+    bench.engine.at[1] = fail
+    bench.runner.run_next()
+    for _ in range(jobs.MAX_FAULTS):
+        broken = submit_bytes(bench.database, bench.store, b"a", b"b")
+        bench.store.delete(original_key(bench.row(broken).content_sha))
+        bench.runner.run_next()
+    assert bench.faults.in_a_row == 1
+    assert bench.runner.refuses is None
+
+
+def test_a_job_is_cancelled_while_the_store_is_away(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submit(steps=3)
+
+    def is_away(key: str) -> bool:
+        jobs.request(bench.database, job, "cancel")
+        return True
+
+    monkeypatch.setattr(attempt, "STORE_PAUSES", (30.0,))
+    bench.store.is_away = is_away
+    begun = time.monotonic()
+    bench.runner.run_next()
+    assert bench.row(job).state == "cancelled"
+    assert time.monotonic() - begun < 20
+
+
 def test_failures_are_counted_over_all_children_of_a_worker(bench: Bench) -> None:
     def fail() -> None:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")
@@ -546,6 +598,8 @@ def test_failures_are_counted_over_all_children_of_a_worker(bench: Bench) -> Non
     bench.engine.at[1] = fail
     for _ in range(jobs.MAX_FAULTS):
         assert bench.runner.refuses is None
+        with bench.database.write() as connection:
+            connection.execute(delete(Job).where(Job.state == "queued"))
         bench.submit()
         assert bench.runner.run_next()
         bench.start_again()
@@ -750,6 +804,9 @@ def test_a_worker_that_fails_three_jobs_in_a_row_takes_no_more(bench: Bench) -> 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     for number in range(2 * jobs.MAX_FAULTS):
+        # Each a job of its own: what failed here is kept from coming back.
+        with bench.database.write() as connection:
+            connection.execute(delete(Job).where(Job.state == "queued"))
         bench.submit(steps=2)
         # One that goes well in between starts the count anew.
         good = number == jobs.MAX_FAULTS - 1

@@ -90,6 +90,11 @@ class JobNumbers:
             "stylequeue_workers", "Workers seen lately.", value=len(seen)
         )
         yield GaugeMetricFamily(
+            "stylequeue_workers_taking_jobs",
+            "Of these, those that neither refuse jobs nor were drained.",
+            value=sum(not (one.refuses or one.drain) for one in seen),
+        )
+        yield GaugeMetricFamily(
             "stylequeue_steps_per_second",
             "Optimisation steps per second of all workers.",
             value=sum(worker.steps_per_second or 0.0 for worker in seen),

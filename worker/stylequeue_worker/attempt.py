@@ -121,8 +121,8 @@ class Attempt:
         self._size: torch.Size | None = None
         self._resumed_at = 0
         self._least_bytes: int | None = None
-        # The code of the error, if it was the machine's fault that the job failed.
-        self.fault: str | None = None
+        # The error, if it was the machine's fault that the job failed.
+        self.fault: StyleQueueError | None = None
 
     def run(self) -> None:
         """Paint, and end the job one way or another. Raises LeaseLost."""
@@ -371,10 +371,15 @@ class Attempt:
         raise AssertionError("the last pause is None")
 
     def _wait(self, seconds: float) -> bool:
-        """Wait; return False at once if told to shut down. Raises LeaseLost."""
+        """Wait; return False at once if told to shut down.
+
+        Raises LeaseLost, and Interrupted if the job was cancelled meanwhile.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self._lease.check()
+            if self._lease.requested == "cancel":
+                raise Interrupted
             if self._draining.started:
                 return False
             time.sleep(0.1)
@@ -397,7 +402,7 @@ class Attempt:
             self._painter.recover()
         log.error("job_fails", code=error.code, exc_info=error.__cause__ or error)
         if error.fault == "machine":
-            self.fault = error.code
+            self.fault = error
             if self._held.faults + 1 < jobs.MAX_FAULTS:
                 return "job_sent_away", jobs.send_away
         return "job_failed", partial(jobs.fail, error=error, partial=self._partial())

@@ -10,7 +10,6 @@ import structlog
 
 from stylequeue_shared import jobs, registry
 from stylequeue_shared.database import OUTAGE, Database
-from stylequeue_shared.errors import MachineError, OutOfMemory
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import open_store
 from stylequeue_worker.draining import Draining
@@ -39,13 +38,13 @@ class Child:
         self._draining = draining
         self._database = Database(settings.database_url)
         # First: what follows takes seconds.
-        cause = self._return_orphans(name, faults)
+        self._return_orphans(name, faults)
         store = open_store(settings.store_url)
         studio = Studio(settings)
         self._runner = Runner(
             settings, self._database, store, studio, name, draining, faults
         )
-        self._runner.tally.out_of_memory += isinstance(cause, OutOfMemory)
+        self._runner.tally.out_of_memory = faults.kills_for_memory
         self._identity = registry.Identity(
             name,
             socket.gethostname(),
@@ -70,11 +69,11 @@ class Child:
             # Celery starts another, with a GPU's context that works.
             log.warning("child_ends_after_a_device_failed")
             end_process()
-        while self._runner.refuses is not None and not self._draining.started:
+        while self._runner.refuses is not None and not self._draining.ends:
             time.sleep(TICK)
 
-    def _return_orphans(self, name: str, faults: Faults) -> MachineError | None:
-        """Give back what the child before this one ran, if it vanished; return why."""
+    def _return_orphans(self, name: str, faults: Faults) -> None:
+        """Give back what the child before this one ran, if it vanished."""
         cause = faults.bury()
         try:
             for job in jobs.return_orphans(self._database, name, cause):
@@ -82,7 +81,6 @@ class Child:
                 log.warning("job_of_a_lost_child", job=job, cause=why)
         except OUTAGE as error:
             log.warning("job_left_to_its_lease", error=str(error))
-        return cause
 
     def _beat(self) -> None:
         while True:
@@ -98,6 +96,9 @@ class Child:
                     self._runner.drain(hand_back=drain == "hand_back")
             except OUTAGE as error:
                 log.warning("heartbeat_not_written", error=str(error))
+            except Exception:
+                # A defect of ours, but no reason to fall silent.
+                log.exception("heartbeat_not_written")
             time.sleep(BEAT_SECONDS)
 
     def _end_with_parent(self) -> None:

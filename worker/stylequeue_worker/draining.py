@@ -20,13 +20,17 @@ class Draining:
     """
 
     def __init__(self) -> None:
-        self._bytes = mmap.mmap(-1, 2 + SINCE.size)
+        self._bytes = mmap.mmap(-1, 3 + SINCE.size)
 
-    def start(self) -> None:
-        """Have the running job handed back, and no other taken."""
+    def start(self, *, ends: bool = True) -> None:
+        """Have the running job handed back, and no other taken.
+
+        `ends`: and the process, too, is to end.
+        """
         if not self.started:
-            SINCE.pack_into(self._bytes, 2, time.monotonic())
+            SINCE.pack_into(self._bytes, 3, time.monotonic())
             self._bytes[0] = 1
+        self._bytes[2] |= ends
 
     def start_broken(self) -> None:
         """Have the worker end with an error: it can run no job at all."""
@@ -35,13 +39,18 @@ class Draining:
 
     @property
     def started(self) -> bool:
-        """Whether this worker is to end."""
+        """Whether this worker is to let go of its job, and to take no other."""
         return bool(self._bytes[0])
+
+    @property
+    def ends(self) -> bool:
+        """Whether its process is to end, too."""
+        return bool(self._bytes[2])
 
     @property
     def seconds(self) -> float:
         """For how long it has been so."""
-        since: float = SINCE.unpack_from(self._bytes, 2)[0]
+        since: float = SINCE.unpack_from(self._bytes, 3)[0]
         return time.monotonic() - since if self.started else 0.0
 
     @property

@@ -2,18 +2,37 @@
 
 import mmap
 import struct
+import zlib
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from stylequeue_shared.errors import DeviceFailed, MachineError, OutOfMemory
 
 # Where Linux counts the processes that it killed for memory: of a container, else all.
 KILLS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
-# Failures in a row, whether a job runs, whether it hangs, kills before it began.
-FIELDS = struct.Struct("I??Q")
+
+
+@dataclass
+class Notes:
+    """What is known of a worker's failures."""
+
+    # Jobs that failed in a row, and which was the last of them.
+    in_a_row: int
+    last: int
+    # How many children were killed for memory.
+    kills_for_memory: int
+    # The job that runs, or none; whether it hangs; and whom the system had killed for
+    # memory when it began.
+    job: int
+    hangs: bool
+    kills: int
+
+
+FIELDS = struct.Struct("IIII?Q")
 
 
 class Faults:
-    """Counts failures by the machine's fault; make it before the fork.
+    """Counts jobs that failed by the machine's fault; make it before the fork.
 
     Of a child that vanished in the middle of a job it tells the next one why.
     """
@@ -23,45 +42,55 @@ class Faults:
 
     @property
     def in_a_row(self) -> int:
-        """How many jobs failed here since one went well."""
-        return self._read()[0]
+        """How many different jobs failed here since one went well."""
+        return self._read().in_a_row
 
-    def begin(self) -> None:
+    @property
+    def kills_for_memory(self) -> int:
+        """How many children were killed for memory."""
+        return self._read().kills_for_memory
+
+    def begin(self, job_id: str) -> None:
         """Note that a job runs from now on."""
-        self._write(self.in_a_row, True, False, _kills())
+        job = zlib.crc32(job_id.encode()) or 1
+        self._write(replace(self._read(), job=job, hangs=False, kills=_kills()))
 
     def end(self, *, failed: bool | None) -> None:
         """Note that it ended, and whether by the machine's fault; None: it was lost."""
-        in_a_row = 0 if failed is False else self.in_a_row + bool(failed)
-        self._write(in_a_row, False, False, 0)
+        notes = self._read()
+        if failed is False:
+            notes.in_a_row = notes.last = 0
+        elif failed and notes.job != notes.last:
+            # One that is tried again here says no more than it did the first time.
+            notes.in_a_row, notes.last = notes.in_a_row + 1, notes.job
+        self._write(replace(notes, job=0, hangs=False))
 
     def note_hanging(self) -> None:
         """Note that the work has stopped: this process is about to end itself."""
-        in_a_row, runs, _, kills = self._read()
-        self._write(in_a_row, runs, True, kills)
+        self._write(replace(self._read(), hangs=True))
 
     def bury(self) -> MachineError | None:
         """Return why the last child vanished with its job, as far as it can be told.
 
         None: no job ran, or somebody killed it.
         """
-        _, runs, hangs, kills = self._read()
+        notes = self._read()
         cause: MachineError | None = None
-        if runs and hangs:
+        if notes.job and notes.hangs:
             cause = DeviceFailed("The worker's steps stopped coming.")
-        elif runs and _kills() > kills:
+        elif notes.job and _kills() > notes.kills:
             cause = OutOfMemory.of_the_worker()
-        if runs:
-            # One that was killed from outside has neither failed nor gone well.
-            self.end(failed=None if cause is None else True)
+            notes.kills_for_memory += 1
+            self._write(notes)
+        # One that was killed from outside has neither failed nor gone well.
+        self.end(failed=None if cause is None else True)
         return cause
 
-    def _read(self) -> tuple[int, bool, bool, int]:
-        in_a_row, runs, hangs, kills = FIELDS.unpack_from(self._bytes)
-        return in_a_row, runs, hangs, kills
+    def _read(self) -> Notes:
+        return Notes(*FIELDS.unpack_from(self._bytes))
 
-    def _write(self, in_a_row: int, runs: bool, hangs: bool, kills: int) -> None:
-        FIELDS.pack_into(self._bytes, 0, in_a_row, runs, hangs, kills)
+    def _write(self, notes: Notes) -> None:
+        FIELDS.pack_into(self._bytes, 0, *astuple(notes))
 
 
 def _kills() -> int:

@@ -100,8 +100,11 @@ class Lease:
         written: jobs.Progress | None = None
         renewed = float("-inf")
         pause = 0.0
+        stopped = False
         while not self._ended.wait(pause):
-            if self.watchdog.has_stopped:
+            # Twice: one that was stopped itself, and woken, beats before the second.
+            before, stopped = stopped, self.watchdog.has_stopped
+            if before and stopped:
                 log.critical("worker_stuck")
                 self._on_stuck()
                 return

@@ -4,7 +4,7 @@ import structlog
 
 from stylequeue_shared import jobs
 from stylequeue_shared.database import Database
-from stylequeue_shared.errors import DeviceFailed, LeaseLost
+from stylequeue_shared.errors import DeviceFailed, LeaseLost, OutOfMemory
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
 from stylequeue_worker.attempt import Attempt, Painter
@@ -12,6 +12,10 @@ from stylequeue_worker.draining import LET_GO_SECONDS, Draining
 from stylequeue_worker.faults import Faults
 from stylequeue_worker.lease import Lease, end_process
 from stylequeue_worker.tally import Tally
+
+# What says that something is wrong with this machine. That a store is away, or that a
+# job needs more than there is, says nothing of it.
+COUNTED = (DeviceFailed, OutOfMemory)
 
 log = structlog.get_logger()
 
@@ -68,29 +72,37 @@ class Runner:
             if held.waited is not None:
                 self.tally.starts += 1
                 self.tally.start_seconds += held.waited
-            self._faults.begin()
-            failed: bool | None = None
-            try:
-                with Lease(
-                    *(self._database, held, seconds),
-                    on_stuck=self._end_stuck,
-                    is_late=self._is_late,
-                ) as lease:
-                    attempt = Attempt(
-                        *(held, lease, self._store, self._painter),
-                        *(self._draining, self.tally),
-                    )
-                    attempt.run()
-                failed = attempt.fault is not None
-                self.is_broken = attempt.fault == DeviceFailed.code
-            except LeaseLost:
-                # Another attempt runs it by now, or somebody ended it: not our job.
-                log.warning("job_lost")
-            except Exception:
-                log.exception("job_left_to_its_lease")
-            self._faults.end(failed=failed)
+            self._faults.begin(held.job_id)
+            self._run(held)
             self._refuse_when_faulty()
         return True
+
+    def _run(self, held: jobs.Claim) -> None:
+        attempt: Attempt | None = None
+        failed: bool | None = None
+        try:
+            with Lease(
+                *(self._database, held, self._lease_seconds),
+                on_stuck=self._end_stuck,
+                is_late=self._is_late,
+            ) as lease:
+                attempt = Attempt(
+                    *(held, lease, self._store, self._painter),
+                    *(self._draining, self.tally),
+                )
+                attempt.run()
+            if attempt.fault is None:
+                failed = False
+        except LeaseLost:
+            # Another attempt runs it by now, or somebody ended it: not our job.
+            log.warning("job_lost")
+        except Exception:
+            log.exception("job_left_to_its_lease")
+        if attempt is not None and isinstance(attempt.fault, COUNTED):
+            # Whatever became of the job.
+            failed = True
+            self.is_broken = isinstance(attempt.fault, DeviceFailed)
+        self._faults.end(failed=failed)
 
     def _is_late(self) -> bool:
         """Whether the job is to be handed back however long its step takes."""
@@ -102,7 +114,7 @@ class Runner:
             log.warning("worker_drained", hand_back=hand_back)
         self.refuses = self.refuses or "an operator drained it"
         if hand_back:
-            self._draining.start()
+            self._draining.start(ends=False)
 
     def _refuse_when_faulty(self) -> None:
         """Take no more jobs when this machine failed with several in a row."""

@@ -45,7 +45,10 @@ def resume(database: Database, job_id: str) -> None:
         job = state_of(connection, job_id)
         here = update(Job).where(Job.id == job_id)
         if job.state == JobState.PAUSED:
-            connection.execute(here.values(**at_rest(JobState.QUEUED)))
+            values = {"state": JobState.QUEUED, "version": Job.version + 1}
+            # One that never ran has its old turn: pausing is no way to the front.
+            values = at_rest(JobState.QUEUED) if job.attempt else values
+            connection.execute(here.values(**values))
         elif job.state == JobState.RUNNING and job.requested == "pause":
             connection.execute(here.values(requested=None, version=Job.version + 1))
         else:

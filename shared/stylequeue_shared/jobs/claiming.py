@@ -99,6 +99,12 @@ def _turn(*, limited: bool) -> Select[str]:
         Worker.seen_at > now() - ALIVE_SECONDS,
         Worker.refuses.is_(None),
         Worker.drain.is_(None),
+        # Nor is one that could not hold it.
+        or_(
+            Job.least_bytes.is_(None),
+            Worker.budget_bytes.is_(None),
+            Worker.budget_bytes >= Job.least_bytes,
+        ),
     )
     drained = exists().where(Worker.name == by, Worker.drain.is_not(None))
     suits = [

@@ -51,9 +51,15 @@ def _take_back(
     cause: MachineError | None = None,
 ) -> list[str]:
     spent = {"losses": Job.losses + 1} if cause is None else AWAY
+    # One that is held up in the middle of a transaction holds up no others.
+    found = connection.scalars(
+        select(Job.id)
+        .where(Job.state == JobState.RUNNING, whose)
+        .with_for_update(skip_locked=True)
+    ).all()
     lost = connection.execute(
         update(Job)
-        .where(Job.state == JobState.RUNNING, whose)
+        .where(Job.id.in_(found))
         .values(**at_rest(JobState.QUEUED), **spent)
         .returning(Job.id, Job.requested, Job.losses, Job.faults)
     ).all()
@@ -74,7 +80,7 @@ def _take_back(
 
 
 def foretell(database: Database, expected: Sequence[Expected]) -> None:
-    """Record when jobs are expected to start, None if they have, and to end."""
+    """Record when jobs are expected to start and to end, or that nobody can say."""
     new = update(Job).where(
         Job.id == bindparam("job_id"),
         # One that was claimed meanwhile has no start to wait for.
@@ -91,7 +97,7 @@ def foretell(database: Database, expected: Sequence[Expected]) -> None:
         rows = [
             {
                 **vars(one),
-                "in_state": JobState.RUNNING if one.start is None else JobState.QUEUED,
+                "in_state": JobState.QUEUED if one.waits else JobState.RUNNING,
             }
             for one in part
         ]

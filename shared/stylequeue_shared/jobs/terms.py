@@ -49,11 +49,19 @@ class Progress:
 
 @dataclass(frozen=True)
 class Expected:
-    """When a job will start, None if it has, and when it will end; since 1970."""
+    """When a job will start, None if it has, and when it will end; since 1970.
+
+    Without both, nothing can be said of a job that waits.
+    """
 
     job_id: str
     start: float | None
-    finish: float
+    finish: float | None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is said of a job that waits."""
+        return self.start is not None or self.finish is None
 
 
 @dataclass(frozen=True)

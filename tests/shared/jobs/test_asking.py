@@ -70,6 +70,14 @@ def test_a_waiting_job_is_paused_at_once_and_waits_again_when_resumed(
     assert claim(database).job_id == job_id
 
 
+def test_a_job_that_never_ran_is_resumed_in_its_old_place(database: Database) -> None:
+    first, second, third = (submit(database) for _ in range(3))
+    for job_id in (third, second):
+        jobs.request(database, job_id, "pause")
+        jobs.resume(database, job_id)
+    assert [claim(database).job_id for _ in range(3)] == [first, second, third]
+
+
 def test_a_running_job_is_paused_when_its_worker_lets_go_of_it(
     database: Database,
 ) -> None:

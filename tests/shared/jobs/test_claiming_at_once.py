@@ -4,6 +4,7 @@ SQLite lets nobody in between.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from stylequeue_shared import database as database_module
 from stylequeue_shared import jobs
-from stylequeue_shared.database import Database
+from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.jobs import Request
 from tests.shared.submitting import row, submit
 
@@ -57,6 +59,29 @@ def test_a_job_that_is_stopped_while_it_is_claimed_is_not_run(
     assert held is not None
     assert held.job_id == next_one
     assert row(database, stopped).state == {"cancel": "cancelled"}.get(what, "paused")
+
+
+def test_a_process_that_is_stopped_in_the_middle_of_a_claim_stops_no_other_for_long(
+    postgresql_url: str, others: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"idle_in_transaction_session_timeout": 2, "lock_timeout": 1}
+    monkeypatch.setattr(database_module, "IDLE_SECONDS", limits)
+    stopped = Database(postgresql_url)
+    job_id, next_one = submit(others), submit(others)
+
+    def sleep() -> None:
+        # It waits no longer for the lock than the server lets it.
+        with pytest.raises(OUTAGE):
+            jobs.claim(impatient, "another", lease_seconds=30)
+        time.sleep(2)
+
+    impatient = Database(postgresql_url)
+    with pytest.raises(OUTAGE), between(stopped, sleep):
+        jobs.claim(stopped, "stopped", lease_seconds=30)
+    held = [jobs.claim(others, "another", lease_seconds=30) for _ in range(2)]
+    assert [one and one.job_id for one in held] == [job_id, next_one]
+    for one in (stopped, impatient):
+        one.close()
 
 
 def test_a_claim_waits_for_another_to_know_whose_turn_it_is(

@@ -1,7 +1,7 @@
 import pytest
 from sqlalchemy import select, update
 
-from stylequeue_shared import jobs
+from stylequeue_shared import jobs, registry
 from stylequeue_shared.artefacts import job_prefix, snapshot_key
 from stylequeue_shared.database import Database
 from stylequeue_shared.errors import NotFound, NumericalError, OutOfMemory
@@ -209,6 +209,37 @@ def test_a_job_that_a_machine_could_not_run_is_run_by_another(
     beat(database, "w2")
     assert jobs.claim(database, "w1", lease_seconds=30) is None
     assert claim(database, "w2").faults == 3
+
+
+def test_a_job_comes_back_to_where_it_failed_when_no_other_could_hold_it(
+    database: Database,
+) -> None:
+    submit(database)
+    beat(database, "large")
+    held = claim(database, "large")
+    jobs.describe(database, held, {}, least_bytes=16)
+    jobs.send_away(database, held)
+    small = registry.Identity("small", "here", "CPU", None, budget_bytes=8)
+    registry.beat(database, small)
+    assert jobs.claim(database, "small", lease_seconds=30, budget=8) is None
+    assert claim(database, "large").faults == 1
+
+
+def test_a_worker_that_is_held_up_in_a_transaction_holds_up_no_other_job(
+    postgresql_url: str,
+) -> None:
+    # On SQLite a writer waits for all others, whatever they write.
+    database, stopped = Database(postgresql_url), Database(postgresql_url)
+    first, second = submit(database), submit(database)
+    for job_id in (first, second):
+        claim(database)
+        run_out(database, job_id)
+    with stopped.write() as connection:
+        connection.execute(select(Job.id).where(Job.id == first).with_for_update())
+        assert jobs.return_lost(database) == [second]
+    assert jobs.return_lost(database) == [first]
+    for one in (database, stopped):
+        one.close()
 
 
 def test_a_job_that_is_sent_away_does_what_was_asked_of_it(database: Database) -> None:
