@@ -365,6 +365,7 @@ def test_a_job_outlives_a_restart_of_the_broker(tmp_path: Path) -> None:
 def test_a_worker_that_takes_no_more_leaves_messages_to_others(
     own: Site, how: registry.Drain
 ) -> None:
+    own.wait_for(lambda: bool(own.workers()))
     (worker,) = own.workers()
     registry.drain(own.database, worker.name, how)
     own.wait_for(lambda: own.workers()[0].refuses is not None)
