@@ -12,9 +12,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(PIP) install --constraint requirements.lock --editable
 BENCHES ?= $(filter-out machine services seaweedfs sleepers chaos hosts gpu,$(basename $(notdir $(wildcard bench/[a-z]*.py))))
 
-# Files of tests, two at a time and in their order: those of whole systems mostly wait.
-AT_ONCE := --numprocesses 2 --dist loadscope --no-loadscope-reorder
-
 .PHONY: help run test lint bench bench-gpu lock clean browser
 
 help:  ## this list
@@ -24,7 +21,7 @@ run: $(VENV)/.installed  ## start everything and print the address
 	@exec $(VENV)/bin/stylequeue up
 
 test: $(VENV)/.installed-dev browser  ## the whole suite, on real servers and a real browser
-	$(VENV)/bin/python -m pytest $(AT_ONCE) $(ARGS)
+	$(VENV)/bin/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff with the import laws, formatting, types
 	$(VENV)/bin/ruff check .

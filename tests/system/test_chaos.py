@@ -18,7 +18,7 @@ def test_nothing_is_lost_doubled_stuck_or_painted_otherwise_whatever_breaks(
     tmp_path: Path,
 ) -> None:
     outcome = disturb(
-        *(tmp_path, 6, 2), seed=4, pause=5, kinds=KINDS, once=True, say=print
+        *(tmp_path, 6, 2), seed=4, pause=4, kinds=KINDS, once=True, say=print
     )
     assert outcome.is_clean, rows(outcome)
     assert outcome.states == {"succeeded": 6}

@@ -162,10 +162,10 @@ def test_a_job_goes_on_through_an_outage_of_the_database(
     step, began = site.row(job).step, time.monotonic()
     network.database.cut()
     time.sleep(30)
-    assert site.row(job).step - step < 1000
+    assert site.row(job).step - step < 200
     network.database.heal()
     # What was done meanwhile was not done in vain, nor is it done again.
-    site.wait_for(lambda: site.row(job).step > step + 1000)
+    site.wait_for(lambda: site.row(job).step > step + 200)
     time.sleep(2 * network.settings.lease_seconds)
     row = site.row(job)
     assert (row.state, row.attempt, row.losses) == ("running", 1, 0)
