@@ -178,19 +178,15 @@ def _rows(database: Database, said: Sequence[Word], where: str) -> list[dict[str
     """Return by how much of the time ahead what was said was off, in percent."""
     with database.read() as connection:
         times = select(Job.id, Job.started_at, Job.finished_at)
-        ended = connection.execute(times).all()
-    truth: dict[str, Any] = {row[0]: (row[1], row[2]) for row in ended}
+        came = {row.id: row for row in connection.execute(times)}
     rows = []
-    for name, which in (("start", 0), ("end", 1)):
-        pairs = [
-            (truth[one.job][which] - one.said_at, (one.start, one.finish)[which])
-            for one in said
-        ]
-        found = [
-            (ahead, 100 * abs(one.said_at + ahead - foretold) / ahead)
-            for one, (ahead, foretold) in zip(said, pairs, strict=True)
-            if ahead > NEAR_SECONDS
-        ]
+    for name, column in (("start", "started_at"), ("finish", "finished_at")):
+        found = []
+        for one in said:
+            truth = getattr(came[one.job], column)
+            ahead = truth - one.said_at
+            if ahead > NEAR_SECONDS:
+                found.append((ahead, 100 * abs(getattr(one, name) - truth) / ahead))
         for least, most in SPANS:
             off = sorted(error for ahead, error in found if least < ahead <= most)
             if off:

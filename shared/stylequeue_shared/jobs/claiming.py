@@ -68,13 +68,13 @@ def _take_turn(
     connection: Connection, worker: str, lease_seconds: float, budget: int | None
 ) -> Any:
     """Mark the job whose turn it is as running and return its row, if there is one."""
-    given = {"by": worker, "budget": budget, "seconds": lease_seconds}
-    turn, take = _turn(limited=budget is not None), _take()
+    turn, asked = _turn(limited=budget is not None), {"by": worker, "budget": budget}
+    given = {"by": worker, "seconds": lease_seconds}
     if connection.dialect.name == "postgresql":
         # Whose turn it is depends on who was claimed before.
         connection.execute(_LOCK)
-    while (job_id := connection.scalar(turn, given)) is not None:
-        row = connection.execute(take, given | {"turn_of": job_id}).one_or_none()
+    while (job_id := connection.scalar(turn, asked)) is not None:
+        row = connection.execute(_take(), given | {"turn_of": job_id}).one_or_none()
         # None: somebody cancelled or paused it just now.
         if row is not None:
             if row.attempt > 1:
@@ -84,7 +84,7 @@ def _take_turn(
 
 
 # Composed once: while one worker claims all others wait, and to compose these takes
-# longer than to run them.
+# about as long as to run them.
 
 
 @cache

@@ -125,6 +125,8 @@ def at_rest(state: JobState) -> dict[str, Any]:
         "version": Job.version + 1,
         "worker": None,
         "lease_until": None,
+        # What was said of the attempt that ended.
+        "eta_finish": None,
         **ahead(),
     }
 

@@ -57,14 +57,15 @@ def _take_back(
         .where(Job.state == JobState.RUNNING, whose)
         .with_for_update(skip_locked=True)
     ).all()
+    if not found:
+        return []
     lost = connection.execute(
         update(Job)
         .where(Job.id.in_(found))
         .values(**at_rest(JobState.QUEUED), **spent)
         .returning(Job.id, Job.requested, Job.losses, Job.faults)
     ).all()
-    if lost:
-        count(connection, LOST_LEASES, len(lost))
+    count(connection, LOST_LEASES, len(lost))
     for job in lost:
         charge(connection, job.id)
         error = cause if job.faults >= MAX_FAULTS else None

@@ -35,6 +35,19 @@ def test_a_lost_job_waits_again_in_its_old_place(database: Database) -> None:
     assert claim(database).job_id == job_id
 
 
+def test_what_was_foretold_of_an_attempt_ends_with_it(database: Database) -> None:
+    job_id = submit(database, estimate={"seconds": 60})
+    for let_go in (jobs.hand_back, jobs.send_away):
+        held = claim(database)
+        assert row(database, job_id).eta_finish is not None
+        let_go(database, held)
+        assert row(database, job_id).eta_finish is None
+    claim(database)
+    run_out(database, job_id)
+    jobs.return_lost(database)
+    assert row(database, job_id).eta_finish is None
+
+
 def test_only_jobs_whose_lease_ran_out_are_lost(database: Database) -> None:
     submit(database)
     claim(database, lease_seconds=30)
