@@ -3,20 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import structlog
 import torch
 from PIL import Image
 
 from stylequeue_shared import images, jobs
-from stylequeue_shared.artefacts import (
-    PREVIEW_SIZE,
-    original_key,
-    rendition_key,
-    result_key,
-    snapshot_key,
-)
+from stylequeue_shared.artefacts import original_key
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.errors import (
     BadState,
@@ -32,7 +26,6 @@ from stylequeue_shared.estimates import planned_bytes
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.plans import Plan
 from stylequeue_shared.store import Store
-from stylequeue_worker import pictures
 from stylequeue_worker.beside import Beside, host_copy
 from stylequeue_worker.checkpoints import Checkpoints
 from stylequeue_worker.clock import Clock
@@ -43,22 +36,16 @@ from stylequeue_worker.engine.transfer import (
     is_of_the_device,
     ran_out_of_memory,
 )
+from stylequeue_worker.gallery import Gallery
 from stylequeue_worker.lease import Lease
+from stylequeue_worker.patience import Interrupted, Patience
 from stylequeue_worker.tally import Tally
 
-# Pauses between attempts to store a result or to read what a job begins with: a minute
-# in all, then the job fails here.
-STORE_PAUSES = (0.5, 1, 2, 4, 8, 15, 30)
 LAND_PAUSE_SECONDS = 5.0
 
 log = structlog.get_logger()
 
 End = Callable[[Database, jobs.Claim], None]
-T = TypeVar("T")
-
-
-class Interrupted(Exception):
-    """Raised within a step: the job is to stop, as was asked of it or of its worker."""
 
 
 class Painter(Protocol):
@@ -107,6 +94,7 @@ class Attempt:
         self._held = held
         self._settings = held.settings
         self._lease = lease
+        self._patience = Patience(lease, draining)
         self._store = store
         self._painter = painter
         self._draining = draining
@@ -117,6 +105,7 @@ class Attempt:
         earlier = held.made_with or {}
         self._budget: int | None = earlier.get("memory_bytes", painter.budget)
         self._made_with = {**painter.made_with, "memory_bytes": self._budget}
+        self._gallery = Gallery(held, lease, store, self._patience, self._made_with)
         self._plan: Plan | None = None
         self._size: torch.Size | None = None
         self._resumed_at = 0
@@ -152,7 +141,7 @@ class Attempt:
         )
         self._describe()
         # Here, since a store that hangs is not the watchdog's business.
-        state = self._read(self._checkpoints.load)
+        state = self._patience.read(self._checkpoints.load)
         steps = self._steps(content, styles, state)
         try:
             while (step := self._next(steps)) is not None:
@@ -166,7 +155,8 @@ class Attempt:
                 # First, since a job that goes on later goes on after this step.
                 if step.number % self._settings.snapshot_every == 0:
                     image = host_copy(step.image)
-                    beside.do(partial(self._save_snapshot, image, progress, content))
+                    add = self._gallery.add_snapshot
+                    beside.do(partial(add, image, progress, content))
                 self._heed()
                 if self._checkpoints.is_due:
                     beside.do(self._checkpoints.saving(step.state()))
@@ -226,37 +216,22 @@ class Attempt:
         except BadState as error:
             log.warning("checkpoint_not_taken", error=error.message)
             return
-        for pause in (*STORE_PAUSES, None):
+        for _ in self._patience.tries():
             seconds = self._checkpoints.seconds_for(state)
             late = self._draining.seconds + seconds > CHECKPOINT_SECONDS
             if self._draining.started and late:
                 log.warning("checkpoint_takes_too_long", seconds=round(seconds, 1))
                 return
-            if self._checkpoints.save(state) or pause is None:
-                return
-            if not self._wait(pause):
+            if self._checkpoints.save(state):
                 return
 
     def _decode(self, sha256: str, *, keep_alpha: bool = False) -> Image.Image:
         try:
-            upload = self._read(partial(self._store.get, original_key(sha256)))
+            key = original_key(sha256)
+            upload = self._patience.read(partial(self._store.get, key))
         except NotFound as error:
             raise MachineError("A picture of this job is missing here.") from error
         return images.decode(upload, keep_alpha=keep_alpha)
-
-    def _read(self, read: Callable[[], T]) -> T:
-        """Read from the store, which may be away for a minute.
-
-        Raises Interrupted when told to shut down meanwhile.
-        """
-        for pause in STORE_PAUSES:
-            try:
-                return read()
-            except (OSError, MachineError) as error:
-                log.warning("store_not_read", error=str(error))
-            if not self._wait(pause):
-                raise Interrupted
-        return read()
 
     def _note(self, step: Step) -> None:
         """Say in the job how its memory is spent, whenever that changes."""
@@ -283,116 +258,21 @@ class Attempt:
         except OUTAGE as error:
             log.warning("description_not_written", error=str(error))
 
-    def _save_snapshot(
-        self,
-        image: Callable[[], torch.Tensor],
-        progress: jobs.Progress,
-        content: Image.Image,
-    ) -> None:
-        """Store the picture, then name it. A preview may be dropped, so this may."""
-        key = snapshot_key(self._held.job_id, self._held.attempt, progress.step)
-        try:
-            picture = pictures.finish(image(), content, self._settings)
-            self._put(key, images.encode_png(picture, self._text()), picture)
-            self._lease.write(
-                partial(
-                    jobs.add_snapshot, key=key, progress=progress, size=picture.size
-                )
-            )
-        except LeaseLost:
-            raise
-        except (*OUTAGE, OSError, MachineError) as error:
-            log.warning("snapshot_dropped", step=progress.step, error=str(error))
-        else:
-            log.info("snapshot_saved", **vars(progress))
-
     def _finish(
         self, step: Step, progress: jobs.Progress, content: Image.Image, reason: str
     ) -> tuple[str, End]:
-        key, data, picture = self._result(step.image, content)
-        if not self._put_persistently(key, data, picture):
+        result = self._gallery.store_result(step.image, content)
+        if result is None:
             return "job_handed_back", jobs.hand_back
         if step.number % self._settings.snapshot_every == 0:
-            if self._settings.result_format == "png":
-                # The last snapshot is the result: one file, named twice.
-                self._name_last_snapshot(key, progress, picture.size)
-            else:
-                self._save_snapshot(lambda: step.image, progress, content)
+            self._gallery.add_last_snapshot(step.image, progress, content, result)
         if reason == "completed" and self._held.estimate:
             share = 1 - self._resumed_at / self._settings.steps
             expected = share * self._held.estimate["seconds"]
             self._tally.add_pace(time.monotonic() - self._began, expected)
-        result = jobs.Result(key, picture.width, picture.height)
         return "job_succeeded", partial(
             jobs.succeed, progress=progress, result=result, stop_reason=reason
         )
-
-    def _name_last_snapshot(
-        self, key: str, progress: jobs.Progress, size: tuple[int, int]
-    ) -> None:
-        try:
-            self._lease.write(
-                partial(jobs.add_snapshot, key=key, progress=progress, size=size)
-            )
-        except OUTAGE as error:
-            log.warning("snapshot_dropped", step=progress.step, error=str(error))
-
-    def _result(
-        self, image: torch.Tensor, content: Image.Image
-    ) -> tuple[str, bytes, Image.Image]:
-        """Return the key of the result, its file, and the picture in 8 bits."""
-        suffix = self._settings.result_suffix
-        return (
-            result_key(self._held.job_id, self._held.attempt, suffix),
-            pictures.encode_result(image, content, self._settings, self._text()),
-            pictures.finish(image, content, self._settings),
-        )
-
-    def _put_persistently(self, key: str, data: bytes, picture: Image.Image) -> bool:
-        """Store the result; return False if told to shut down meanwhile.
-
-        Raises MachineError when the store stays out of reach.
-        """
-        for pause in (*STORE_PAUSES, None):
-            try:
-                self._put(key, data, picture)
-                return True
-            except (OSError, MachineError) as error:
-                log.warning("result_not_stored", error=str(error))
-                if pause is None:
-                    if isinstance(error, MachineError):
-                        raise
-                    raise MachineError(
-                        "The store did not take the result "
-                        f"({type(error).__name__}), tried for a minute."
-                    ) from error
-            if not self._wait(pause):
-                return False
-        raise AssertionError("the last pause is None")
-
-    def _wait(self, seconds: float) -> bool:
-        """Wait; return False at once if told to shut down.
-
-        Raises LeaseLost, and Interrupted if the job was cancelled meanwhile.
-        """
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self._lease.check()
-            if self._lease.requested == "cancel":
-                raise Interrupted
-            if self._draining.started:
-                return False
-            time.sleep(0.1)
-        return True
-
-    def _text(self) -> dict[str, str]:
-        return pictures.description(self._settings, self._made_with)
-
-    def _put(self, key: str, data: bytes, picture: Image.Image) -> None:
-        """Store the file of a picture and its preview."""
-        self._store.put(key, data)
-        preview = images.encode_jpeg(images.shrink(picture, PREVIEW_SIZE))
-        self._store.put(rendition_key(key, PREVIEW_SIZE), preview)
 
     def _failed(self, error: StyleQueueError) -> tuple[str, End]:
         if isinstance(error.__cause__, Exception):
@@ -408,19 +288,12 @@ class Attempt:
         return "job_failed", partial(jobs.fail, error=error, partial=self._partial())
 
     def _partial(self) -> jobs.Result | None:
-        """Store the best picture of a job that fails: better than none at all."""
+        """Store the best picture of a job that fails, if there is one."""
         if self._newest is None:
             return None
         step, _, content = self._newest
         image = step.image if step.best is None else step.best
-        try:
-            key, data, picture = self._result(image, content)
-            self._put(key, data, picture)
-        except Exception:
-            # Whatever ended the job may be in the way of this, too.
-            log.warning("partial_result_dropped", step=step.number, exc_info=True)
-            return None
-        return jobs.Result(key, picture.width, picture.height, partial=True)
+        return self._gallery.store_partial(image, content)
 
     def _land(self, event: str, end: End) -> None:
         """Write the end of the job, however long the database is away."""
