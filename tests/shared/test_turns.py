@@ -200,6 +200,17 @@ def test_a_job_put_in_front_is_next_before_one_put_there_earlier(
     assert claimed(database, 4) == turns
 
 
+def test_a_job_put_in_front_is_next_whatever_its_owner_had(database: Database) -> None:
+    submit(database, owner="busy")
+    succeed(database, claim(database), 1000)
+    ran = submit(database, owner="idle")
+    jobs.hand_back(database, claim(database))
+    front = submit(database, owner="busy")
+    jobs.put_in_front(database, front)
+    assert foreseen(database) == [front, ran]
+    assert claimed(database, 2) == [front, ran]
+
+
 def test_a_waiting_job_is_moved_to_another_class_and_back(database: Database) -> None:
     first, second = submit(database), submit(database)
     version = row(database, second).version
