@@ -134,8 +134,9 @@ def disturb(
 ) -> Outcome:
     """Run `count` jobs on `workers` workers under disturbances, and judge the result.
 
-    Strikes each kind of blow once, and goes on until all jobs have ended if not told
-    to leave it at that. Linux only.
+    Strikes each kind of blow, and goes on until all jobs have ended. Told to strike
+    each `once`, it has so many jobs on their way until then, and ends with those.
+    Linux only.
     """
     with ExitStack() as stack:
         given = {"lease_seconds": LEASE_SECONDS, "threads": 1}
@@ -151,11 +152,19 @@ def disturb(
         say(f"{len(first)} jobs painted undisturbed")
 
         began = time.monotonic()
-        turns = [n % len(kinds) for n in range(count)]
-        made = [site.submit(kinds[turn], turn) for turn in turns]
+        made: list[str] = []
+
+        def submit() -> None:
+            turn = len(made) % len(kinds)
+            made.append(site.submit(kinds[turn], turn))
+
+        for _ in range(count):
+            submit()
         monkey = Monkey(site, services, disk, random.Random(seed))
         while not monkey.struck_all or not (once or site.count_ended(made) == count):
-            ended = f"{site.count_ended(made)} of {count} have ended"
+            while once and len(made) - site.count_ended(made) < count:
+                submit()
+            ended = f"{site.count_ended(made)} of {len(made)} have ended"
             say(f"{time.monotonic() - began:6.0f} s, {ended}: {monkey.strike()}")
             until = time.monotonic() + pause
             while time.monotonic() < until:
@@ -164,7 +173,7 @@ def disturb(
             if time.monotonic() - began > 60 + 60 * count:
                 break
         site.wait_for_end(made, SETTLE_SECONDS, monkey.look)
-        outcome = Outcome(count, monkey.struck)
+        outcome = Outcome(len(made), monkey.struck)
         outcome.seconds = time.monotonic() - began
         for blow, row in monkey.recovered:
             lost = max(0, blow.step - (row.step_from or 0))

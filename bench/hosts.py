@@ -117,9 +117,10 @@ def run(
     say: Callable[[str], None] = lambda line: None,
     **job: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Paint `count` jobs while hosts are cut off for `seconds` each.
+    """Paint jobs while hosts are cut off for `seconds` each.
 
-    `job` are settings in place of JOB's.
+    Before each cut there are `count` jobs that have not ended; `job` are settings in
+    place of JOB's.
 
     Returns a row for each cut, and by how many jobs each promise was broken.
     """
@@ -141,9 +142,11 @@ def run(
         fleet.wait_for(lambda: fleet.have_ended([first]))
         expected = fleet.pixels(first)
         say("one job painted undisturbed")
-        made = [fleet.submit() for _ in range(count)]
+        made: list[str] = []
         rows = []
         for host in ("worker-1", *SERVERS):
+            while len(made) - fleet.count_ended(made) < count:
+                made.append(fleet.submit())
             rows.append(fleet.survive(network, host, seconds, made))
             say(json.dumps(rows[-1]))
         fleet.wait_for(lambda: fleet.have_ended(made))
@@ -182,8 +185,11 @@ class _Fleet:
             except OUTAGE:
                 time.sleep(TICK)
 
+    def count_ended(self, made: Sequence[str]) -> int:
+        return sum(JobState(row.state).is_terminal for row in self.rows(made))
+
     def have_ended(self, made: Sequence[str]) -> bool:
-        return all(JobState(row.state).is_terminal for row in self.rows(made))
+        return self.count_ended(made) == len(made)
 
     def wait_for(
         self, condition: Callable[[], bool], seconds: float = PATIENCE
@@ -224,14 +230,9 @@ class _Fleet:
         network.heal(host)
         healed = time.monotonic()
         # Only now: who looks on may have been cut off from the database, too.
-        ended = sum(JobState(row.state).is_terminal for row in self.rows(made))
+        ended = self.count_ended(made)
         # All is as it was when another job has come to its end.
-        self.wait_for(
-            lambda: (
-                sum(JobState(row.state).is_terminal for row in self.rows(made))
-                > min(ended, len(made) - 1)
-            )
-        )
+        self.wait_for(lambda: self.count_ended(made) > min(ended, len(made) - 1))
         again = [row for row in self.rows(made) if row.attempt > before.get(row.id, 99)]
         return {
             "cut off": host,

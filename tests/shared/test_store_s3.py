@@ -294,9 +294,9 @@ def dribble_a_body(connection: socket.socket) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_s3, "CONNECT_SECONDS", 1)
-    monkeypatch.setattr(store_s3, "READ_SECONDS", 1)
-    monkeypatch.setattr(store_s3, "CALL_SECONDS", 2.5)
-    monkeypatch.setattr(store_s3, "CHECK_SECONDS", 2.5)
+    monkeypatch.setattr(store_s3, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(store_s3, "CALL_SECONDS", 1.25)
+    monkeypatch.setattr(store_s3, "CHECK_SECONDS", 1.25)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -25,7 +25,9 @@ def running_valkey(home: Path) -> Iterator[str]:
 def running_installation(home: Path) -> Iterator[Settings]:
     home.mkdir(exist_ok=True)
     with running_valkey(home) as url:
-        settings = Settings(home=home, redis=url, device="cpu", lease_seconds=3)
+        # Small pictures need no more threads, and several would wait for each other.
+        more = {"device": "cpu", "threads": 1, "lease_seconds": 3}
+        settings = Settings(home=home, redis=url, **more)
         migrate(settings.database_url)
         yield settings
 

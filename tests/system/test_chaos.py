@@ -8,8 +8,8 @@ from bench.chaos import disturb, rows
 
 SHALLOW = {"content_layers": ["conv1_1"], "style_layers": ["conv1_1", "conv2_1"]}
 KINDS = (
-    {"image_size": 96, "steps": 800, "snapshot_every": 400, **SHALLOW},
-    {"image_size": 96, "steps": 800, "init": "noise", "optimizer": "adam", **SHALLOW},
+    {"image_size": 96, "steps": 300, "snapshot_every": 150, **SHALLOW},
+    {"image_size": 96, "steps": 300, "init": "noise", "optimizer": "adam", **SHALLOW},
 )
 
 
@@ -18,9 +18,9 @@ def test_nothing_is_lost_doubled_stuck_or_painted_otherwise_whatever_breaks(
     tmp_path: Path,
 ) -> None:
     outcome = disturb(
-        *(tmp_path, 6, 2), seed=4, pause=4, kinds=KINDS, once=True, say=print
+        *(tmp_path, 3, 2), seed=4, pause=4, kinds=KINDS, once=True, say=print
     )
     assert outcome.is_clean, rows(outcome)
-    assert outcome.states == {"succeeded": 6}
+    assert outcome.states == {"succeeded": outcome.jobs}
     # It was a test: attempts were ended, and taken up again.
     assert outcome.lost_steps

@@ -15,7 +15,7 @@ from tests.proxy import Line, database_target, redis_target, through
 from tests.system.conftest import running_valkey
 
 LEASE_SECONDS = 4.0
-SMALL = {"image_size": 96, "steps": 500, "snapshot_every": 250}
+SMALL = {"image_size": 96, "steps": 150, "snapshot_every": 75}
 
 
 class Proxies(Network):
@@ -81,7 +81,7 @@ def test_a_fleet_loses_and_doubles_nothing_whoever_is_cut_off(
     network: Network, tmp_path: Path
 ) -> None:
     seconds = 2 * LEASE_SECONDS
-    rows, broken = run(network, tmp_path / "logs", 8, seconds, print, **SMALL)
+    rows, broken = run(network, tmp_path / "logs", 4, seconds, print, **SMALL)
     assert broken == {"lost": 0, "ended twice": 0, "another picture": 0}
     ended = {row["cut off"]: row["attempts ended by it"] for row in rows}
     # Another worker took the job of the one that was cut off; no server took one.
