@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Float, Select, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -49,6 +50,12 @@ def _now_sqlite(element: now, compiler: SQLCompiler, **options: Any) -> str:
 @compiles(now, "postgresql")
 def _now_postgresql(element: now, compiler: SQLCompiler, **options: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
+
+
+def upsert(connection: Connection, table: type[Any]) -> Any:
+    """Return an INSERT that may say what to do on a conflict."""
+    postgres = connection.dialect.name == "postgresql"
+    return (postgresql.insert if postgres else sqlite.insert)(table)
 
 
 class Database:

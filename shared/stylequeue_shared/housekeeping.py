@@ -14,11 +14,10 @@ from types import FrameType
 
 import structlog
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from stylequeue_shared import foresight, jobs, logs, reading
 from stylequeue_shared.artefacts import original_key, states_prefix
-from stylequeue_shared.database import OUTAGE, Database, now
+from stylequeue_shared.database import OUTAGE, Database, now, upsert
 from stylequeue_shared.migrate import check
 from stylequeue_shared.models import Job, JobState, JobStyle, Lease, Picture, Trash
 from stylequeue_shared.models import Worker as WorkerRow
@@ -115,9 +114,7 @@ class Housekeeper:
         with self._database.write() as connection:
             ago = select(now() - Lease.until).where(Lease.name == NAME)
             alone = connection.scalar(ago)
-            postgres = connection.dialect.name == "postgresql"
-            insert = postgresql.insert if postgres else sqlite.insert
-            row = insert(Lease).values(
+            row = upsert(connection, Lease).values(
                 name=NAME, holder=self._holder, until=now() + seconds
             )
             taken = connection.execute(

@@ -11,9 +11,8 @@ from uuid import uuid4
 
 import structlog
 from sqlalchemy import Connection, delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from stylequeue_shared.database import OUTAGE, Database, now
+from stylequeue_shared.database import OUTAGE, Database, now, upsert
 from stylequeue_shared.errors import Conflict, InFlight
 from stylequeue_shared.models import SubmissionKey
 
@@ -94,9 +93,7 @@ def _begin(database: Database, mine: Once) -> Once:
     with database.write() as connection:
         over = delete(SubmissionKey).where(this, SubmissionKey.until < now())
         connection.execute(over)
-        postgres = connection.dialect.name == "postgresql"
-        insert = postgresql.insert if postgres else sqlite.insert
-        row = insert(SubmissionKey).values(
+        row = upsert(connection, SubmissionKey).values(
             key=mine.key, holder=mine.holder, until=now() + HELD_SECONDS
         )
         new = row.on_conflict_do_nothing().returning(SubmissionKey.key)

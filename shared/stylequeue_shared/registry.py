@@ -1,12 +1,11 @@
 """The workers as they last described themselves."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import delete, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from stylequeue_shared.database import Database, now
+from stylequeue_shared.database import Database, now, upsert
 from stylequeue_shared.errors import NotFound
 from stylequeue_shared.models import Worker
 
@@ -45,9 +44,7 @@ def beat(database: Database, worker: Identity) -> str | None:
     """
     described = {**vars(worker), "seen_at": now()}
     with database.write() as connection:
-        postgres = connection.dialect.name == "postgresql"
-        dialect: Any = postgresql if postgres else sqlite
-        row = dialect.insert(Worker).values(**described, started_at=now())
+        row = upsert(connection, Worker).values(**described, started_at=now())
         drain: str | None = connection.scalar(
             row.on_conflict_do_update(
                 index_elements=[Worker.name], set_=described

@@ -4,9 +4,9 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
-from stylequeue_shared.database import Database
+from stylequeue_shared.database import Database, upsert
 from stylequeue_shared.errors import Conflict
-from stylequeue_shared.jobs.rows import at_rest, delete_jobs, heed, state_of, upsert
+from stylequeue_shared.jobs.rows import at_rest, delete_jobs, heed, state_of
 from stylequeue_shared.jobs.terms import Request
 from stylequeue_shared.models import PAUSED, Job, JobState, Switch
 from stylequeue_shared.turns import Priority, ahead, in_front, standing, turn_of

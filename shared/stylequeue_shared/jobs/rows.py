@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from stylequeue_shared.artefacts import job_prefix
-from stylequeue_shared.database import now
+from stylequeue_shared.database import now, upsert
 from stylequeue_shared.errors import LeaseLost, NotFound, StyleQueueError
 from stylequeue_shared.jobs.terms import Claim, Result
 from stylequeue_shared.models import (
-    Base,
     Counter,
     Job,
     JobState,
@@ -235,9 +233,3 @@ def touch_pictures(connection: Connection, job_ids: Sequence[str]) -> None:
     ).all()
     here = update(Picture).where(Picture.sha256.in_(locked))
     connection.execute(here.values(used_at=now()))
-
-
-def upsert(connection: Connection, table: type[Base]) -> Any:
-    """Return an INSERT that may say what to do on a conflict."""
-    postgres = connection.dialect.name == "postgresql"
-    return (postgresql.insert if postgres else sqlite.insert)(table)

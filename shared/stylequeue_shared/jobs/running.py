@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Float, bindparam
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from stylequeue_shared.database import Database, now
+from stylequeue_shared.database import Database, now, upsert
 from stylequeue_shared.errors import StyleQueueError
 from stylequeue_shared.jobs.rows import (
     AWAY,
@@ -20,7 +20,6 @@ from stylequeue_shared.jobs.rows import (
     let_go,
     made,
     tell,
-    upsert,
 )
 from stylequeue_shared.jobs.terms import Claim, Progress, Result
 from stylequeue_shared.models import Job, JobState, Snapshot

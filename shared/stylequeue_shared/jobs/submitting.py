@@ -6,11 +6,11 @@ from typing import Any
 import uuid_utils
 from sqlalchemy import Connection, func, insert, select
 
-from stylequeue_shared.database import Database, now
+from stylequeue_shared.database import Database, now, upsert
 from stylequeue_shared.decoding import Inspected
 from stylequeue_shared.errors import Conflict, QueueFull
 from stylequeue_shared.job_settings import JobSettings
-from stylequeue_shared.jobs.rows import state_of, styles_of, touch_pictures, upsert
+from stylequeue_shared.jobs.rows import state_of, styles_of, touch_pictures
 from stylequeue_shared.models import Job, JobState, JobStyle, Picture
 from stylequeue_shared.once import Once
 from stylequeue_shared.turns import Priority, standing, turn_of
