@@ -226,6 +226,8 @@ def test_operators_sign_in_on_the_page_of_the_workers(
     assert TOKEN not in visited(client)
     assert page("/queue/pause").status_code == 303
     assert "Let the queue go on" in visited(client)
+    assert page("/queue/go-on").status_code == 404
+    assert "Let the queue go on" in visited(client)
     assert page("/queue/resume").status_code == 303
     assert page(f"/jobs/{job['id']}/priority", priority="low").status_code == 303
     assert page(f"/jobs/{job['id']}/priority", priority="x").status_code == 400
