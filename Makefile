@@ -12,6 +12,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(PIP) install --constraint requirements.lock --editable
 BENCHES ?= $(filter-out machine services seaweedfs sleepers chaos hosts gpu,$(basename $(notdir $(wildcard bench/[a-z]*.py))))
 
+# Whole systems one after the other, since each needs the machine and mostly waits;
+# beside them all other tests.
+AT_ONCE := --numprocesses 2 --dist loadgroup
+
 .PHONY: help run test lint bench bench-gpu lock clean browser
 
 help:  ## this list
@@ -21,7 +25,7 @@ run: $(VENV)/.installed  ## start everything and print the address
 	@exec $(VENV)/bin/stylequeue up
 
 test: $(VENV)/.installed-dev browser  ## the whole suite, on real servers and a real browser
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff with the import laws, formatting, types
 	$(VENV)/bin/ruff check .

@@ -16,6 +16,14 @@ from stylequeue_shared.database import Database
 from stylequeue_shared.migrate import migrate
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have tests that may run beside each other: see AT_ONCE in the Makefile."""
+    for item in items:
+        folder, name = item.path.parent.name, item.path.name
+        group = folder if folder == "system" else f"{folder}/{name}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The address of a real server; one that does not start is an error.

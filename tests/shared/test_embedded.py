@@ -1,4 +1,5 @@
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,13 @@ def listening(process: "subprocess.Popen[bytes]") -> list[int]:
 
 
 @pytest.fixture
+def short() -> Iterator[Path]:
+    """Not pytest's folder: in that the path of a socket may be too long for one."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def long_home(tmp_path: Path) -> Path:
     return tmp_path / ("long" * 30)
 
@@ -53,15 +61,15 @@ def test_it_keeps_messages_and_never_drops_one_for_room(tmp_path: Path) -> None:
         assert connection.lrange("queue", 0, -1) == [b"job"]
 
 
-def test_it_listens_on_a_private_socket_and_no_port(tmp_path: Path) -> None:
-    with running(tmp_path) as (_, process):
+def test_it_listens_on_a_private_socket_and_no_port(short: Path) -> None:
+    with running(short) as (_, process):
         assert listening(process) == []
-        assert (tmp_path / "redis").stat().st_mode & 0o777 == 0o700
-        assert (tmp_path / "redis/redis.sock").stat().st_mode & 0o077 == 0
+        assert (short / "redis").stat().st_mode & 0o777 == 0o700
+        assert (short / "redis/redis.sock").stat().st_mode & 0o077 == 0
 
 
-def test_a_folder_with_spaces_and_signs_will_do(tmp_path: Path) -> None:
-    home = tmp_path / 'my "home" #1, 100 %20?'
+def test_a_folder_with_spaces_and_signs_will_do(short: Path) -> None:
+    home = short / 'my "home" #1, 100 %20?'
     with running(home):
         url = embedded_redis_url(home)
         assert url.startswith("redis+socket://")

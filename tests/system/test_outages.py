@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,20 +85,26 @@ def workers(network: Network) -> Iterator[Callable[..., Site]]:
 # -- Redis ----------------------------------------------------------------------------
 
 
-def away_for_a_minute(line: Line) -> None:
+@contextmanager
+def away_for_a_minute(line: Line) -> Iterator[None]:
     line.cut()
+    yield
     time.sleep(60)
     line.heal()
 
 
-def silent_for_a_while(line: Line) -> None:
+@contextmanager
+def silent_for_a_while(line: Line) -> Iterator[None]:
     line.silence()
+    yield
     time.sleep(20)
     line.heal()
 
 
-def half_open(line: Line) -> None:
+@contextmanager
+def half_open(line: Line) -> Iterator[None]:
     line.strand()
+    yield
 
 
 @pytest.mark.timeout(600)
@@ -114,24 +120,27 @@ def test_workers_come_back_to_redis_by_themselves(
 
 
 def come_back(
-    site: Site, line: Line, disturb: Callable[[Line], None], promised: float
+    site: Site,
+    line: Line,
+    disturb: Callable[[Line], AbstractContextManager[None]],
+    promised: float,
 ) -> None:
     """Disturb two workers, one of them busy; both take jobs again, as promised."""
     long = site.submit(**ENDLESS)
     site.painting(long)
     step = site.row(long).step
 
-    dropped, second, third = (
-        submit(site.database, site.store, **ENDLESS) for _ in range(3)
-    )
-    jobs.request(site.database, dropped, "cancel")
-    assert site.row(dropped).state == "cancelled"
-    # Nobody rings: to whom one that is cut off could not, and none is to wait for it.
-    disturb(line)
+    # Nobody rings: who is cut off could not, and none is to wait for it.
+    with disturb(line):
+        dropped, second, third = (
+            submit(site.database, site.store, **ENDLESS) for _ in range(3)
+        )
+        jobs.request(site.database, dropped, "cancel")
+        assert site.row(dropped).state == "cancelled"
     healed = time.monotonic()
     site.wait_for(lambda: second_of(site, second, third) is not None)
     assert time.monotonic() - healed < promised, disturb.__name__
-    assert site.row(long).step > step
+    site.wait_for(lambda: site.row(long).step > step)
 
     # The one that was busy all the time has heard nothing yet: it is as good as new.
     running = second_of(site, second, third)
