@@ -81,7 +81,7 @@ class Network(ABC):
 def main() -> int:
     """Run the scenario in network namespaces, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=16)
+    parser.add_argument("--jobs", type=int, default=16, help="at each cut")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each cut")
     parser.add_argument("--lease", type=float, default=20.0)
     options = parser.parse_args()
