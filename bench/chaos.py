@@ -34,7 +34,7 @@ from sqlalchemy import select
 from bench import machine
 from bench.services import Part, Services
 from stylequeue_shared import jobs
-from stylequeue_shared.artefacts import original_key
+from stylequeue_shared.artefacts import original_key, result_key
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.decoding import Inspected
 from stylequeue_shared.images import encode_png
@@ -80,10 +80,11 @@ class Outcome:
     jobs: int
     blows: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
-    # Jobs that vanished or failed, that two attempts ended, that came to no end, and
-    # whose picture is not that of the undisturbed run.
+    # Jobs that vanished or failed, that two attempts ended, or one that had lost them,
+    # that came to no end, and whose picture is not that of the undisturbed run.
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     differ: list[str] = field(default_factory=list)
     # Of each blow to a running job: the steps and seconds of work done again, and how
@@ -96,7 +97,8 @@ class Outcome:
     @property
     def is_clean(self) -> bool:
         """Whether every promise was kept."""
-        return not (self.lost or self.doubled or self.stuck or self.differ)
+        broken = self.lost, self.doubled, self.stale, self.stuck, self.differ
+        return not any(broken)
 
 
 def main() -> int:
@@ -164,6 +166,9 @@ def disturb(
         while not monkey.struck_all or not (once or site.count_ended(made) == count):
             while once and len(made) - site.count_ended(made) < count:
                 submit()
+            # Few blows are struck: each is to hit something.
+            if once:
+                site.wait_for(monkey.has_prey, SETTLE_SECONDS, monkey.look)
             ended = f"{site.count_ended(made)} of {len(made)} have ended"
             say(f"{time.monotonic() - began:6.0f} s, {ended}: {monkey.strike()}")
             until = time.monotonic() + pause
@@ -173,6 +178,11 @@ def disturb(
             if time.monotonic() - began > 60 + 60 * count:
                 break
         site.wait_for_end(made, SETTLE_SECONDS, monkey.look)
+        # Who wakes up now finds jobs ended that it was at work on.
+        until = time.monotonic() + 2 * LEASE_SECONDS
+        while monkey.has_plans or time.monotonic() < until:
+            monkey.look()
+            time.sleep(TICK)
         outcome = Outcome(len(made), monkey.struck)
         outcome.seconds = time.monotonic() - began
         for blow, row in monkey.recovered:
@@ -203,6 +213,8 @@ def _judge(
             outcome.stuck.append(job)
         elif site.pixels(job) != expected[number % len(expected)]:
             outcome.differ.append(job)
+        elif row.result_key != result_key(job, row.attempt):
+            outcome.stale.append(job)
         if ends[job] > 1:
             outcome.doubled.append(job)
 
@@ -216,6 +228,7 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
         *_counts(outcome.states),
         {"what": "lost", "value": len(outcome.lost), "goal": 0},
         {"what": "ended twice", "value": len(outcome.doubled), "goal": 0},
+        {"what": "ended by a lost attempt", "value": len(outcome.stale), "goal": 0},
         {"what": "stuck", "value": len(outcome.stuck), "goal": 0},
         {"what": "another picture", "value": len(outcome.differ), "goal": 0},
         {"what": "attempts that were ended", "value": len(outcome.lost_steps)},
@@ -321,8 +334,17 @@ class Fleet:
         meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         """Wait until all have ended, or for so long."""
+        self.wait_for(lambda: self.count_ended(made) == len(made), seconds, meanwhile)
+
+    def wait_for(
+        self,
+        condition: Callable[[], bool],
+        seconds: float,
+        meanwhile: Callable[[], None],
+    ) -> None:
+        """Wait until it is so, or for so long."""
         deadline = time.monotonic() + seconds
-        while self.count_ended(made) < len(made) and time.monotonic() < deadline:
+        while not condition() and time.monotonic() < deadline:
             self.revive()
             meanwhile()
             time.sleep(TICK)
@@ -367,6 +389,7 @@ class Monkey:
         self._fleet, self._chance = fleet, chance
         self.struck: Counter[str] = Counter()
         self._open: list[Blow] = []
+        self._asleep: set[Part] = set()
         self.recovered: list[tuple[Blow, Recovery]] = []
         # When which processes are to be woken up again; None: the disk.
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -398,6 +421,11 @@ class Monkey:
     def struck_all(self) -> bool:
         """Whether each kind of blow was struck."""
         return len(self.struck) == len(self._blows)
+
+    @property
+    def has_plans(self) -> bool:
+        """Whether something is still to be woken up."""
+        return bool(self._later)
 
     def strike(self) -> str:
         """Strike the next blow; return what it was."""
@@ -458,15 +486,18 @@ class Monkey:
             family[0].terminate()
 
     def _stop(self, chosen: slice, seconds: float) -> None:
-        family = self._some_family()
+        part = self._some_worker()
+        family = part.family()
         if seconds > LEASE_SECONDS:
             self._note(_name(family))
         stopped = family[chosen]
+        self._asleep.add(part)
         for process in stopped:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
 
         def wake() -> None:
+            self._asleep.discard(part)
             for process in stopped:
                 with suppress(psutil.NoSuchProcess):
                     process.resume()
@@ -474,7 +505,25 @@ class Monkey:
         self._later.append((time.monotonic() + seconds, wake))
 
     def _some_family(self) -> list[psutil.Process]:
-        return self._chance.choice(self._fleet.workers).family()
+        return self._some_worker().family()
+
+    def _some_worker(self) -> Part:
+        """Choose one that paints, or one that is awake: who sleeps is to wake up."""
+        workers = self._fleet.workers
+        awake = [one for one in workers if one not in self._asleep]
+        return self._chance.choice(self._painting() or awake or workers)
+
+    def has_prey(self) -> bool:
+        """Whether a worker that is awake paints."""
+        return bool(self._painting())
+
+    def _painting(self) -> list[Part]:
+        busy = {row.worker for row in self._fleet.running() if row.step is not None}
+        return [
+            one
+            for one in self._fleet.workers
+            if one not in self._asleep and _name(one.family()) in busy
+        ]
 
     def _fill(self, disk: Path) -> None:
         ballast = disk / "ballast"

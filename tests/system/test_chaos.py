@@ -11,6 +11,10 @@ KINDS = (
     {"image_size": 96, "steps": 300, "snapshot_every": 150, **SHALLOW},
     {"image_size": 96, "steps": 300, "init": "noise", "optimizer": "adam", **SHALLOW},
 )
+# By its order of blows nothing is done to workers for a while after one was stopped: it
+# wakes up when another has taken its job. Without the guard of what workers write, jobs
+# end twice then.
+SEED = 678
 
 
 @pytest.mark.timeout(900)
@@ -18,7 +22,7 @@ def test_nothing_is_lost_doubled_stuck_or_painted_otherwise_whatever_breaks(
     tmp_path: Path,
 ) -> None:
     outcome = disturb(
-        *(tmp_path, 3, 2), seed=4, pause=4, kinds=KINDS, once=True, say=print
+        *(tmp_path, 3, 2), seed=SEED, pause=4, kinds=KINDS, once=True, say=print
     )
     assert outcome.is_clean, rows(outcome)
     assert outcome.states == {"succeeded": outcome.jobs}
