@@ -175,7 +175,7 @@ def disturb(
             while time.monotonic() < until:
                 monkey.look()
                 time.sleep(TICK)
-            if time.monotonic() - began > 60 + 60 * count:
+            if not once and time.monotonic() - began > 60 + 60 * count:
                 break
         site.wait_for_end(made, SETTLE_SECONDS, monkey.look)
         # Who wakes up now finds jobs ended that it was at work on.
@@ -389,10 +389,9 @@ class Monkey:
         self._fleet, self._chance = fleet, chance
         self.struck: Counter[str] = Counter()
         self._open: list[Blow] = []
-        self._asleep: set[Part] = set()
         self.recovered: list[tuple[Blow, Recovery]] = []
-        # When which processes are to be woken up again; None: the disk.
-        self._later: list[tuple[float, Callable[[], None]]] = []
+        # What is to be undone when, and of which worker; None: of the disk.
+        self._later: list[tuple[float, Part | None, Callable[[], None]]] = []
         long = 3 * LEASE_SECONDS
         self._blows: dict[str, Callable[[], None]] = {
             "child killed": lambda: self._kill(lambda family: family[-1:]),
@@ -440,8 +439,9 @@ class Monkey:
     def look(self) -> None:
         """Start what has died, wake what is to be woken, note what recovered."""
         self._fleet.revive()
-        due = [call for at, call in self._later if at < time.monotonic()]
-        self._later = [one for one in self._later if one[0] >= time.monotonic()]
+        now = time.monotonic()
+        due = [call for at, _, call in self._later if at < now]
+        self._later = [one for one in self._later if one[0] >= now]
         for call in due:
             call()
         for blow in list(self._open):
@@ -491,27 +491,25 @@ class Monkey:
         if seconds > LEASE_SECONDS:
             self._note(_name(family))
         stopped = family[chosen]
-        self._asleep.add(part)
         for process in stopped:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
 
         def wake() -> None:
-            self._asleep.discard(part)
             for process in stopped:
                 with suppress(psutil.NoSuchProcess):
                     process.resume()
 
-        self._later.append((time.monotonic() + seconds, wake))
+        self._later.append((time.monotonic() + seconds, part, wake))
 
     def _some_family(self) -> list[psutil.Process]:
         return self._some_worker().family()
 
     def _some_worker(self) -> Part:
         """Choose one that paints, or one that is awake: who sleeps is to wake up."""
-        workers = self._fleet.workers
-        awake = [one for one in workers if one not in self._asleep]
-        return self._chance.choice(self._painting() or awake or workers)
+        return self._chance.choice(
+            self._painting() or self._awake() or self._fleet.workers
+        )
 
     def has_prey(self) -> bool:
         """Whether a worker that is awake paints."""
@@ -519,11 +517,11 @@ class Monkey:
 
     def _painting(self) -> list[Part]:
         busy = {row.worker for row in self._fleet.running() if row.step is not None}
-        return [
-            one
-            for one in self._fleet.workers
-            if one not in self._asleep and _name(one.family()) in busy
-        ]
+        return [one for one in self._awake() if _name(one.family()) in busy]
+
+    def _awake(self) -> list[Part]:
+        asleep = {part for _, part, _ in self._later}
+        return [one for one in self._fleet.workers if one not in asleep]
 
     def _fill(self, disk: Path) -> None:
         ballast = disk / "ballast"
@@ -531,7 +529,7 @@ class Monkey:
             while True:
                 file.write(bytes(2**20))
                 file.flush()
-        self._later.append((time.monotonic() + 8, ballast.unlink))
+        self._later.append((time.monotonic() + 8, None, ballast.unlink))
 
 
 def _name(family: list[psutil.Process]) -> str:

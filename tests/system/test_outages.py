@@ -137,10 +137,10 @@ def come_back(
         )
         jobs.request(site.database, dropped, "cancel")
         assert site.row(dropped).state == "cancelled"
+        site.wait_for(lambda: site.row(long).step > step)
     healed = time.monotonic()
     site.wait_for(lambda: second_of(site, second, third) is not None)
     assert time.monotonic() - healed < promised, disturb.__name__
-    site.wait_for(lambda: site.row(long).step > step)
 
     # The one that was busy all the time has heard nothing yet: it is as good as new.
     running = second_of(site, second, third)

@@ -1,4 +1,4 @@
-"""Waiting for a store or a database that is away, as long as the job lets it."""
+"""Waiting for a store that is away, as long as the job lets it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -50,14 +50,14 @@ class Patience:
 
         Raises Interrupted when told to shut down meanwhile.
         """
-        for pause in STORE_PAUSES:
+        for is_last in self.tries():
             try:
                 return read()
             except (OSError, MachineError) as error:
+                if is_last:
+                    raise
                 log.warning("store_not_read", error=str(error))
-            if not self.wait(pause):
-                raise Interrupted
-        return read()
+        raise Interrupted
 
     def tries(self) -> Iterator[bool]:
         """Have something tried again and again, with pauses between.
