@@ -16,7 +16,7 @@ BENCHES ?= $(filter-out machine services seaweedfs sleepers chaos hosts gpu,$(ba
 # beside them all other tests.
 AT_ONCE := --numprocesses 2 --dist loadgroup
 
-.PHONY: help run test lint bench bench-gpu lock clean browser
+.PHONY: help run test lint bench bench-gpu lock clean browser servers
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
@@ -24,7 +24,7 @@ help:  ## this list
 run: $(VENV)/.installed  ## start everything and print the address
 	@exec $(VENV)/bin/stylequeue up
 
-test: $(VENV)/.installed-dev browser  ## the whole suite, on real servers and a real browser
+test: $(VENV)/.installed-dev browser servers  ## the whole suite, on real servers and a real browser
 	$(VENV)/bin/python -m pytest $(AT_ONCE) $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff with the import laws, formatting, types
@@ -54,6 +54,9 @@ clean:  ## remove .venv and what tools made; jobs and pictures stay
 
 browser: $(VENV)/.installed-dev
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh .ci/browser
+
+servers:
+	@sh .ci/servers
 
 # Stamps: an install is repeated only when what it depends on has changed, so that a
 # second start takes seconds.
