@@ -144,7 +144,7 @@ def _fleet(
 
 def _poll(settings: Settings, stop: Any, line: Any) -> None:
     """Poll as POLLERS clients do: most find nothing new, a tenth read the job."""
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, connections=8)
     with database.read() as connection:
         ids = list(connection.scalars(select(Job.id).limit(POLLERS)))
     times: Times = defaultdict(list)

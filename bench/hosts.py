@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from sqlalchemy import select
+from sqlalchemy import literal_column, select
 
 from bench import machine
 from bench.seaweedfs import BUCKET, SeaweedFS
@@ -388,7 +388,7 @@ def _postgresql(folder: Path, network: _Namespaces) -> Iterator[str]:
     try:
         url = f"postgresql+psycopg://postgres@{address}/postgres"
         database = Database(url)
-        _until(database.check)
+        _until(lambda: database.first(select(literal_column("1"))))
         database.close()
         yield url
     finally:

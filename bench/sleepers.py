@@ -34,7 +34,8 @@ def work(
 
     Each is up to `spread` times faster or slower than jobs were estimated for.
     """
-    database = Database(settings.database_url)
+    # As many as this one process has workers at a call: a real worker has its own.
+    database = Database(settings.database_url, connections=20)
     times: Times = defaultdict(list)
 
     def timed(name: str, call: Callable[..., Any], *given: Any, **more: Any) -> Any:

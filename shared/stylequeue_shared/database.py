@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, Float, Select, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -22,15 +23,17 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from stylequeue_shared.addresses import DATABASE, database_address
 from stylequeue_shared.errors import BadConfiguration
+from stylequeue_shared.postgresql_engine import postgresql_engine
 
-DRIVERS = ("sqlite", "postgresql+psycopg")
+# Most connections that a process has at a time, unless it says otherwise. The sum over
+# all processes stands in docs/scaling.md.
+CONNECTIONS = 3
+# How long a thread waits for one of them, before it is an outage.
+POOL_SECONDS = 5.0
 # A writer of SQLite waits for the others rather than fail: facts of WAL mode.
 BUSY_MS = 20_000
-# How long PostgreSQL lets a client that was stopped, or whose host is gone, hold locks
-# in the middle of a transaction, and how long others wait for one. The latter is less
-# than what a client waits for an answer, so that none is left behind waiting.
-IDLE_SECONDS = {"idle_in_transaction_session_timeout": 15, "lock_timeout": 8}
 # What a database raises that is down, full, busy or in fail-over: worth another try.
 OUTAGE = (OperationalError, InterfaceError, InternalError, TimeoutError)
 
@@ -61,25 +64,46 @@ def upsert(connection: Connection, table: type[Any]) -> Any:
 class Database:
     """Short transactions on one engine; make it after a fork, never before.
 
+    It opens at most that many `connections` to a server, and only when they are needed.
     `pooled=False` opens a connection for each transaction, for a process that forks.
     `patient=True` waits for a server however long a statement takes it.
     Raises BadConfiguration when the address cannot be understood.
     """
 
-    def __init__(self, url: str, *, pooled: bool = True, patient: bool = False) -> None:
-        self.engine = _engine(url, pooled=pooled, patient=patient)
-        # SQLite must take the write lock at BEGIN: a transaction that reads first
-        # and then writes fails at once with "database is locked".
-        self._writer = self.engine.execution_options(writes=True)
-        self._alone = _engine(
-            url,
-            pooled=pooled,
-            patient=patient,
-            # Each statement stands alone: nothing is begun, nothing rolled back.
-            isolation_level="AUTOCOMMIT",
-            pool_reset_on_return=None,
-        )
-        self._driver_error: type[Exception] = self._alone.dialect.loaded_dbapi.Error
+    def __init__(
+        self,
+        url: str,
+        *,
+        pooled: bool = True,
+        patient: bool = False,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        address = database_address(url)
+        kind = address.get_backend_name()
+        pool: dict[str, Any] = {"poolclass": NullPool}
+        if pooled:
+            pool = {
+                "pool_size": connections,
+                # A file has no limit of connections.
+                "max_overflow": -1 if kind == "sqlite" else 0,
+                "pool_timeout": POOL_SECONDS,
+            }
+        # Each transaction is ended by the methods below: a second rollback when its
+        # connection returns to the pool has nothing to do.
+        pool["pool_reset_on_return"] = None
+        make = _sqlite_engine if kind == "sqlite" else postgresql_engine
+        try:
+            self.engine = make(address, pool, patient=patient)
+        except ArgumentError:
+            raise BadConfiguration(
+                f"{DATABASE}: the address of {kind} cannot be understood"
+            ) from None
+        # The mode says what a transaction is for; "single" is none, and each statement
+        # stands alone.
+        self._durable = self.engine.execution_options(mode="durable")
+        self._quick = self.engine.execution_options(mode="quick")
+        self._single = self.engine.execution_options(mode="single")
+        self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self._compiled: dict[Select[Any], SQLCompiler] = {}
 
     @contextmanager
@@ -92,9 +116,10 @@ class Database:
     def autocommit(self) -> Iterator[Connection]:
         """Open a connection for single statements, each a transaction by itself.
 
-        Without the two round trips that begin and commit one.
+        This saves the two round trips that begin and commit a transaction. On SQLite
+        a power cut may undo the last of them.
         """
-        with self._alone.connect() as connection:
+        with self._single.connect() as connection:
             yield connection
 
     def first(self, statement: Select[Any], **parameters: str) -> Any:
@@ -108,94 +133,65 @@ class Database:
         names = compiled.positiontup
         given = parameters if names is None else [parameters[name] for name in names]
         try:
-            connection = self._alone.raw_connection()
-            try:
-                cursor = connection.cursor()
-                cursor.execute(compiled.string, given)
-                row = cursor.fetchone()
-                # Else SQLite would go on reading, and could not tidy its log.
-                cursor.close()
-                return row
-            finally:
-                connection.close()
+            return self._first(compiled.string, given)
         except self._driver_error as error:
             raise DBAPIError.instance(
                 compiled.string, parameters, error, self._driver_error
             ) from error
 
+    def _first(self, statement: str, given: Any) -> Any:
+        connection = self.engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            cursor.execute(statement, given)
+            row = cursor.fetchone()
+            # Without this SQLite would go on reading, and could not tidy its log.
+            cursor.close()
+        except BaseException as error:
+            # Whatever the reason, nobody should use this connection again.
+            connection.invalidate(error)
+            raise
+        connection.close()
+        return row
+
     def _compile(self, statement: Select[Any]) -> SQLCompiler:
-        compiled = statement.compile(dialect=self._alone.dialect)
+        compiled = statement.compile(dialect=self.engine.dialect)
         assert isinstance(compiled, SQLCompiler)
         self._compiled[statement] = compiled
         return compiled
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """Open a transaction that writes; it commits at the end."""
-        with self._writer.begin() as connection:
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """Open a transaction that writes; it commits at the end.
+
+        What was committed survives a power cut. On SQLite this takes a flush of the
+        disk, which `durable=False` saves for what may as well be lost, such as a
+        heartbeat.
+        """
+        with (self._durable if durable else self._quick).begin() as connection:
             yield connection
 
     def check(self) -> None:
-        """Ask the database for an answer; raise what the driver raises."""
-        with self.read() as connection:
-            connection.execute(text("SELECT 1"))
+        """See that the tables can be written to; raise what the driver raises."""
+        name = {"name": f"check-{uuid4()}"}
+        with self.write(durable=False) as connection:
+            connection.execute(
+                text("INSERT INTO counters (name, value) VALUES (:name, 0)"), name
+            )
+            connection.execute(text("DELETE FROM counters WHERE name = :name"), name)
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
-        self._alone.dispose()
 
 
-def _engine(url: str, *, pooled: bool, patient: bool, **more: Any) -> Engine:
-    try:
-        address = make_url(url)
-    except ArgumentError:
-        raise BadConfiguration(
-            "STYLEQUEUE_DATABASE: not an address such as "
-            "postgresql+psycopg://user:password@host/name or sqlite:////folder/file.db"
-        ) from None
-    if address.drivername in ("postgresql", "postgres"):
-        address = address.set(drivername="postgresql+psycopg")
-    if address.drivername not in DRIVERS:
-        raise BadConfiguration(
-            f"STYLEQUEUE_DATABASE: {address.drivername} is not supported; "
-            f"use {' or '.join(DRIVERS)}"
-        )
-    options = more if pooled else {**more, "poolclass": NullPool}
-    if address.get_backend_name() == "postgresql":
-        options["connect_args"] = {"connect_timeout": 5}
-        if pooled:
-            # A restarted server leaves dead connections in the pool.
-            options |= {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 20}
-        engine = create_engine(address, **options)
-        if not patient:
-            event.listen(engine, "do_connect", _connect_impatiently)
-            event.listen(engine, "connect", _set_up_postgresql)
-        return engine
+def _sqlite_engine(address: URL, pool: dict[str, Any], *, patient: bool) -> Engine:
     if address.database:
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(address, **options)
+    engine = create_engine(address, **pool)
     event.listen(engine, "connect", _set_up_sqlite)
-    if "isolation_level" not in more:
-        event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
     return engine
-
-
-def _connect_impatiently(
-    dialect: object, record: object, given: Any, options: Any
-) -> object:
-    # Late: a driver is loaded only where its database is used.
-    from stylequeue_shared.impatience import ImpatientConnection
-
-    return ImpatientConnection.connect(*given, **options)
-
-
-def _set_up_postgresql(connection: Any, record: object) -> None:
-    # Not in the address: what pools connections may refuse options there.
-    with connection.cursor() as cursor:
-        for name, seconds in IDLE_SECONDS.items():
-            cursor.execute(f"SET {name} = '{seconds}s'")
-    connection.commit()
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:
@@ -217,5 +213,17 @@ def _exp(power: float | None) -> float | None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    mode = connection.get_execution_options().get("mode", "read")
+    if mode != "read":
+        _set_synchronous(connection, "FULL" if mode == "durable" else "NORMAL")
+    if mode != "single":
+        # SQLite must take the write lock at BEGIN: a transaction that reads first
+        # and then writes fails at once with "database is locked".
+        connection.exec_driver_sql("BEGIN" if mode == "read" else "BEGIN IMMEDIATE")
+
+
+def _set_synchronous(connection: Connection, wanted: str) -> None:
+    """Set it where it differs: that cannot be done inside a transaction."""
+    if connection.info.get("synchronous", "NORMAL") != wanted:
+        connection.exec_driver_sql(f"PRAGMA synchronous={wanted}")
+        connection.info["synchronous"] = wanted

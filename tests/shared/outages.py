@@ -13,9 +13,9 @@ class Flaky(Database):
     down = False
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
         self._answer()
-        with super().write() as connection:
+        with super().write(durable=durable) as connection:
             yield connection
 
     @contextmanager

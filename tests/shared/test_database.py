@@ -1,15 +1,18 @@
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 from sqlalchemy import bindparam, func, literal_column, select, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
+from stylequeue_shared import database as database_module
 from stylequeue_shared.database import OUTAGE, Database, now
 from stylequeue_shared.errors import BadConfiguration
-from stylequeue_shared.models import Lease, Trash
+from stylequeue_shared.models import Counter, Lease, Trash
 from tests.tls import speaking_tls
 
 
@@ -175,9 +178,9 @@ def test_an_address_that_is_none_is_refused_by_name(url: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_addresses_of_postgresql_may_leave_out_the_driver(
-    postgresql: str, scheme: str
+    postgresql_url: str, scheme: str
 ) -> None:
-    _, _, rest = postgresql.partition("://")
+    _, _, rest = postgresql_url.partition("://")
     database = Database(f"{scheme}://{rest}")
     database.check()
     database.close()
@@ -198,8 +201,8 @@ def test_a_server_that_is_down_is_an_outage(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_server_that_restarted_is_found_again(postgresql: str) -> None:
-    database, other = Database(postgresql), Database(postgresql)
+def test_a_server_that_restarted_is_found_again(postgresql_url: str) -> None:
+    database, other = Database(postgresql_url), Database(postgresql_url)
     database.check()
     database.first(select(literal_column("1")))
     # What a restart does to the connections of a pool.
@@ -216,21 +219,160 @@ def test_a_server_that_restarted_is_found_again(postgresql: str) -> None:
     other.close()
 
 
-def test_a_connection_that_breaks_is_an_outage(postgresql: str) -> None:
-    database = Database(postgresql)
+def test_a_connection_that_breaks_is_an_outage(postgresql_url: str) -> None:
+    database = Database(postgresql_url)
     with pytest.raises(OUTAGE), database.read() as connection:
         connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     database.check()
     database.close()
 
 
+def make_read_only(url: str, *, read_only: bool) -> None:
+    """Have sessions that begin from now on refuse to write, or take writes again."""
+    name = make_url(url).database
+    value = "on" if read_only else "off"
+    admin = Database(url)
+    with admin.write() as connection:
+        connection.execute(text("SET LOCAL transaction_read_only = off"))
+        connection.execute(
+            text(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
+        )
+    admin.close()
+
+
+@pytest.fixture
+def after_failover(postgresql_url: str) -> Iterator[Database]:
+    """A database all of whose three sessions are read-only, unlike new ones."""
+    make_read_only(postgresql_url, read_only=True)
+    database = Database(postgresql_url, connections=3)
+    with database.read(), database.read(), database.read():
+        pass
+    make_read_only(postgresql_url, read_only=False)
+    yield database
+    database.close()
+
+
+def write_once(database: Database) -> None:
+    add(database, "jobs/1/")
+
+
+def renew_once(database: Database) -> None:
+    with database.autocommit() as connection:
+        connection.execute(Trash.__table__.insert().values(prefix="jobs/1/"))
+
+
+@pytest.mark.parametrize("write", [write_once, renew_once, Database.check])
+def test_sessions_that_became_read_only_are_replaced_after_one_outage(
+    after_failover: Database, write: Callable[[Database], None]
+) -> None:
+    with pytest.raises(OUTAGE, match="read-only"):
+        write(after_failover)
+    # All three sessions are new, not only the one that failed.
+    with after_failover.write(), after_failover.write(), after_failover.write():
+        pass
+    write(after_failover)
+    assert count(after_failover) == (0 if write is Database.check else 1)
+
+
+ENDING = "57P01 57P02 57P03 57P05 08006 08P01 25P03 25P04"
+
+
+@pytest.mark.parametrize("code", ENDING.split())
+def test_an_error_that_ends_a_session_has_all_sessions_opened_anew(
+    postgresql_url: str, code: str
+) -> None:
+    database = Database(postgresql_url)
+    pid = select(func.pg_backend_pid())
+    before = database.first(pid)
+    # The code alone: the session itself lives on, and would be used again.
+    fails = text(f"DO $$ BEGIN RAISE EXCEPTION SQLSTATE '{code}'; END $$")
+    with pytest.raises(DBAPIError) as failed, database.write() as connection:
+        connection.execute(fails)
+    assert failed.value.connection_invalidated
+    assert database.first(pid) != before
+    database.close()
+
+
+def test_an_error_of_a_statement_keeps_its_session(postgresql_url: str) -> None:
+    database = Database(postgresql_url)
+    pid = select(func.pg_backend_pid())
+    before = database.first(pid)
+    with pytest.raises(DBAPIError), database.write() as connection:
+        connection.execute(text("SELECT 1 / 0"))
+    assert database.first(pid) == before
+    database.close()
+
+
+def test_limits_hold_for_a_transaction_and_leave_nothing_in_the_session(
+    postgresql_url: str,
+) -> None:
+    """Another client of PgBouncer may get the session next."""
+    database = Database(postgresql_url, connections=1)
+    shown = text("SELECT current_setting('lock_timeout')")
+    with database.write() as connection:
+        assert connection.scalar(shown) == "8s"
+    with database.autocommit() as connection:
+        assert connection.scalar(shown) == "0"
+        for _ in range(20):
+            connection.execute(select(now()))
+        prepared = text("SELECT count(*) FROM pg_prepared_statements")
+        assert connection.scalar(prepared) == 0
+    database.close()
+
+
+def test_a_process_opens_as_many_connections_as_it_may_and_no_more(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "POOL_SECONDS", 0.1)
+    database = Database(postgresql_url, connections=2)
+    with database.write() as connection, database.autocommit():
+        with pytest.raises(OUTAGE), database.read():
+            pass
+        with pytest.raises(OUTAGE):
+            database.first(NAMED, prefix="jobs/1/")
+        ours = text(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND backend_type = 'client backend'"
+        )
+        assert connection.scalar(ours) == 2
+    database.close()
+
+
+def test_seeing_whether_it_can_be_written_to_leaves_nothing(
+    database: Database,
+) -> None:
+    database.check()
+    with database.read() as connection:
+        rows = select(func.count()).select_from(Counter)
+        assert connection.scalar(rows) == 0
+
+
+def test_on_sqlite_what_was_promised_is_flushed_and_progress_is_not(
+    tmp_path: Path,
+) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'a.db'}", connections=1)
+    asked = text("PRAGMA synchronous")
+    full, normal = 2, 1
+    # Both orders: a connection that was set for the one is used for the other.
+    for _ in range(2):
+        with database.write() as connection:
+            assert connection.scalar(asked) == full
+        with database.write(durable=False) as connection:
+            assert connection.scalar(asked) == normal
+        with database.write() as connection:
+            assert connection.scalar(asked) == full
+        with database.autocommit() as connection:
+            assert connection.scalar(asked) == normal
+    database.close()
+
+
 def test_tls_is_checked_against_the_authority_that_the_address_names(
-    postgresql: str, tmp_path: Path
+    postgresql_url: str, tmp_path: Path
 ) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
-    server = make_url(postgresql)
+    server = make_url(postgresql_url)
     behind = Path(str(server.query["host"]), ".s.PGSQL.5432")
 
     def ask(host: str, authority_file: str) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from stylequeue_shared import database as database_module
-from stylequeue_shared import jobs
+from stylequeue_shared import jobs, postgresql_engine
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.jobs import Request
 from tests.shared.submitting import row, submit
@@ -65,7 +64,7 @@ def test_a_process_that_is_stopped_in_the_middle_of_a_claim_stops_no_other_for_l
     postgresql_url: str, others: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = {"idle_in_transaction_session_timeout": 2, "lock_timeout": 1}
-    monkeypatch.setattr(database_module, "IDLE_SECONDS", limits)
+    monkeypatch.setattr(postgresql_engine, "IDLE_SECONDS", limits)
     stopped = Database(postgresql_url)
     job_id, next_one = submit(others), submit(others)
 

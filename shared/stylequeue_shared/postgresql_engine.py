@@ -1,0 +1,76 @@
+"""Connections to PostgreSQL, also behind PgBouncer and across a failover."""
+
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, ExceptionContext
+
+# How long PostgreSQL lets a client that was stopped, or whose host is gone, hold locks
+# in the middle of a transaction, and how long others wait for one. The latter is less
+# than what a client waits for an answer, so that none is left behind waiting.
+IDLE_SECONDS = {"idle_in_transaction_session_timeout": 15, "lock_timeout": 8}
+# SQLSTATEs after which a session of PostgreSQL is of no more use, though it may answer:
+# the server is read-only since a failover, or ended the session for being idle. Codes
+# that begin as in LOST_CLASSES say that the server shuts down or that the line broke.
+LOST_CODES = frozenset({"25006", "25P03", "25P04"})
+LOST_CLASSES = ("08", "57P")
+
+
+def postgresql_engine(address: URL, pool: dict[str, Any], *, patient: bool) -> Engine:
+    """Make an engine whose sessions need nothing of one another.
+
+    `patient=True` waits however long an answer or a lock takes.
+    """
+    engine = create_engine(
+        address,
+        connect_args={
+            "connect_timeout": 5,
+            # The driver begins no transaction: _begin does.
+            "autocommit": True,
+            # A prepared statement belongs to one session of the server; behind
+            # PgBouncer in transaction mode the next transaction may have another.
+            "prepare_threshold": None,
+        },
+        # A restarted server leaves dead connections in the pool.
+        pool_pre_ping=True,
+        **pool,
+    )
+    event.listen(engine, "handle_error", _drop_lost)
+    event.listen(engine, "begin", partial(_begin, patient=patient))
+    if not patient:
+        event.listen(engine, "do_connect", _connect_impatiently)
+    return engine
+
+
+def _connect_impatiently(
+    dialect: object, record: object, given: Any, options: Any
+) -> object:
+    # Imported late: a driver is loaded only where its database is used.
+    from stylequeue_shared.impatience import ImpatientConnection
+
+    return ImpatientConnection.connect(*given, **options)
+
+
+def _begin(connection: Connection, *, patient: bool) -> None:
+    """Begin a transaction, in one message with the limits that hold for it alone.
+
+    PgBouncer would refuse them in the address, and would give a session on which they
+    are set to other clients.
+    """
+    if connection.get_execution_options().get("mode") != "single":
+        limits = {} if patient else IDLE_SECONDS
+        set_local = [f"SET LOCAL {name} = '{n}s'" for name, n in limits.items()]
+        connection.exec_driver_sql("; ".join(["BEGIN", *set_local]))
+
+
+def _drop_lost(context: ExceptionContext) -> None:
+    """Have all connections opened anew when one of them proved to be of no more use.
+
+    After a failover the old server may go on answering, and refuse to write: only new
+    connections lead to the server that took over.
+    """
+    code = getattr(context.original_exception, "sqlstate", None) or ""
+    if code in LOST_CODES or code.startswith(LOST_CLASSES):
+        # SQLAlchemy then closes this connection, and others before they are used.
+        context.is_disconnect = True
