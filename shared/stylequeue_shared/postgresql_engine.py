@@ -28,15 +28,13 @@ def postgresql_engine(address: URL, pool: dict[str, Any], *, patient: bool) -> E
             "connect_timeout": 5,
             # The driver begins no transaction: _begin does.
             "autocommit": True,
-            # A prepared statement belongs to one session of the server; behind
-            # PgBouncer in transaction mode the next transaction may have another.
-            "prepare_threshold": None,
         },
         # A restarted server leaves dead connections in the pool.
         pool_pre_ping=True,
         **pool,
     )
     event.listen(engine, "handle_error", _drop_lost)
+    event.listen(engine, "connect", _prepare_only_in_own_session)
     event.listen(engine, "begin", partial(_begin, patient=patient))
     if not patient:
         event.listen(engine, "do_connect", _connect_impatiently)
@@ -50,6 +48,20 @@ def _connect_impatiently(
     from stylequeue_shared.impatience import ImpatientConnection
 
     return ImpatientConnection.connect(*given, **options)
+
+
+def _prepare_only_in_own_session(connection: Any, record: object) -> None:
+    """Keep no prepared statements where each transaction may get another session.
+
+    Behind PgBouncer in transaction mode a statement that was prepared is gone in the
+    next transaction, or another client's statement has its name. A pooler shows itself
+    by the number of the session that it made up. Without a pooler prepared statements
+    halve the time of a poll.
+    """
+    with connection.cursor() as cursor:
+        (session,) = cursor.execute("SELECT pg_backend_pid()").fetchone()
+    if session != connection.info.backend_pid:
+        connection.prepare_threshold = None
 
 
 def _begin(connection: Connection, *, patient: bool) -> None:
