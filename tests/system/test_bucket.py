@@ -86,7 +86,7 @@ def test_a_store_that_refuses_its_key_is_not_ready_and_says_so_in_the_log(
             time.sleep(0.1)
         status, _, answer = refused.ask("/readyz")
         found = json.loads(answer)
-        assert (status, found["store"]) == (503, "does not answer")
+        assert (status, found["store"]) == (503, "cannot be written to")
         assert "a-wrong-one" not in refused.log.read_text()
     finally:
         refused.process.terminate()

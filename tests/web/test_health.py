@@ -1,3 +1,4 @@
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import insert, update
+from sqlalchemy import event, insert, update
 from structlog.testing import capture_logs
 
 from stylequeue_shared import jobs
@@ -16,10 +17,11 @@ from stylequeue_shared.embedded import EmbeddedRedis
 from stylequeue_shared.models import Job, JobState
 from stylequeue_shared.models import Worker as WorkerRow
 from stylequeue_shared.settings import Settings
+from stylequeue_web import readiness as readiness_module
 from stylequeue_web.app import Application
 from stylequeue_web.services import NAME
 from tests.shared.submitting import submit
-from tests.web.conftest import Worker
+from tests.web.conftest import JOBS, Kept, Worker
 
 
 @pytest.fixture
@@ -68,37 +70,45 @@ def test_alive_needs_nothing_and_nobody(
     assert (answer.status_code, answer.get_json()) == (200, {"status": "alive"})
 
 
-def test_ready_when_database_redis_and_store_answer(
-    ready: FlaskClient, installation: Settings
+READY = {
+    "status": "ready",
+    "database": "ok",
+    "store": "ok",
+    "temporary_folder": "ok",
+    "redis": "ok",
+}
+NOT_READY = READY | {"status": "not ready", "redis": "degraded"}
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have everything checked whenever somebody asks."""
+    monkeypatch.setattr(readiness_module, "KEPT_SECONDS", 0.0)
+
+
+def test_ready_when_all_that_a_job_is_written_to_takes_it(
+    ready: FlaskClient, installation: Settings, kept: Kept
 ) -> None:
-    assert readiness(ready, installation) == (
-        200,
-        {"status": "ready", "database": "ok", "redis": "ok", "store": "ok"},
-    )
+    assert readiness(ready, installation) == (200, READY)
+    assert kept.is_nothing()
 
 
-def test_a_redis_that_goes_away_is_named_and_its_return_seen(
+@pytest.mark.usefixtures("fresh")
+def test_without_redis_it_is_ready_and_degraded_until_redis_is_back(
     valkey: tuple[EmbeddedRedis, "Popen[bytes]"],
     ready: FlaskClient,
     installation: Settings,
 ) -> None:
     server, process = valkey
-    assert readiness(ready, installation)[0] == 200
+    assert readiness(ready, installation) == (200, READY)
     server.stop(process)
     with capture_logs() as logs:
-        status, body = readiness(ready, installation)
-    assert status == 503
-    assert body == {
-        "status": "not ready",
-        "database": "ok",
-        "redis": "does not answer",
-        "store": "ok",
-    }
+        assert readiness(ready, installation) == (200, READY | {"redis": "degraded"})
     assert [log["event"] for log in logs] == ["not_ready"]
     assert "Redis" in logs[0]["error"]
     again = server.start()
     try:
-        assert readiness(ready, installation)[0] == 200
+        assert readiness(ready, installation) == (200, READY)
     finally:
         server.stop(again)
 
@@ -111,9 +121,38 @@ def test_a_database_and_a_store_that_go_away_are_named(
         path.rename(path.with_suffix(".away"))
     Path(installation.store_url).write_text("no folder")
     (installation.home / "stylequeue.db").mkdir()
-    status, body = readiness(client, installation)
-    assert status == 503
-    assert set(body.values()) == {"not ready", "does not answer"}
+    lost = dict.fromkeys(["database", "store"], "cannot be written to")
+    assert readiness(client, installation) == (503, NOT_READY | lost)
+
+
+def test_a_database_that_can_only_be_read_is_not_ready(
+    client: FlaskClient, app: Application, installation: Settings
+) -> None:
+    def refuse_writes(connection: Any, *others: object) -> None:
+        connection.execute("PRAGMA query_only = ON")
+
+    event.listen(app.extensions[NAME].database.engine, "checkout", refuse_writes)
+    assert client.get(JOBS).status_code == 200
+    found = {"database": "cannot be written to"}
+    assert readiness(client, installation) == (503, NOT_READY | found)
+
+
+def test_a_store_below_the_floor_of_submission_is_not_ready(
+    client: FlaskClient, installation: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness_module, "FREE_BYTES_FLOOR", 10**18)
+    assert readiness(client, installation) == (503, NOT_READY | {"store": "full"})
+
+
+def test_a_temporary_folder_that_takes_nothing_is_not_ready(
+    client: FlaskClient, installation: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(readiness_module.tempfile, "TemporaryFile", fail)
+    found = {"temporary_folder": "full"}
+    assert readiness(client, installation) == (503, NOT_READY | found)
 
 
 def test_the_numbers_of_an_idle_installation_are_all_there(

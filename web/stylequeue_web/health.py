@@ -1,11 +1,11 @@
 """Whether we are alive and ready, and the numbers for Prometheus."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import structlog
-from flask import Blueprint, Response
+from flask import Blueprint, Response, current_app
+from flask.blueprints import BlueprintSetupState
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -17,7 +17,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stylequeue_shared import reading
 from stylequeue_shared.models import LOST_LEASES, JobState
-from stylequeue_web.services import Services, services
+from stylequeue_web.readiness import DEGRADED, OK, Readiness, make_readiness
+from stylequeue_web.services import NAME, Services, services
 
 # What workers count, and what they measure the seconds of.
 TALLIED = {
@@ -29,8 +30,15 @@ TALLIED_SECONDS = {
     "checkpoint": "Time to write a checkpoint.",
 }
 
+READINESS = "stylequeue_readiness"
+
 blueprint = Blueprint("health", __name__)
-log = structlog.get_logger()
+
+
+@blueprint.record
+def _set_up(state: BlueprintSetupState) -> None:
+    extensions = state.app.extensions
+    extensions[READINESS] = make_readiness(extensions[NAME])
 
 
 @blueprint.get("/healthz")
@@ -41,18 +49,17 @@ def alive() -> Response:
 
 @blueprint.get("/readyz")
 def ready() -> Response:
-    """Say whether database, Redis and store answer, each by name."""
-    ours = services()
-    found = {
-        "database": _answers(ours.database.check),
-        "redis": _answers(ours.bell.check),
-        "store": _answers(ours.store.check),
-    }
-    all_there = set(found.values()) == {"ok"}
-    status = "ready" if all_there else "not ready"
+    """Say whether all that a submitted job is written to takes it, each by name.
+
+    Without Redis they are taken and polled as ever, and start when it is back.
+    """
+    readiness: Readiness = current_app.extensions[READINESS]
+    found = readiness.found()
+    is_ready = set(found.values()) <= {OK, DEGRADED}
+    status = "ready" if is_ready else "not ready"
     return Response(
         json.dumps({"status": status, **found}),
-        200 if all_there else 503,
+        200 if is_ready else 503,
         mimetype="application/json",
     )
 
@@ -138,13 +145,3 @@ def _tallied(workers: Iterable[Any]) -> Iterable[Metric]:
         for worker, tally in tallies.items():
             counter.add_metric([worker], tally.get(name, 0))
         yield counter
-
-
-def _answers(check: Callable[[], None]) -> str:
-    try:
-        check()
-    except Exception as error:
-        # Its text may hold addresses: for the log only.
-        log.warning("not_ready", error=str(error))
-        return "does not answer"
-    return "ok"

@@ -11,6 +11,8 @@ from stylequeue_shared.store import Store, open_store
 from stylequeue_web.positions import Positions
 
 NAME = "stylequeue"
+# Most connections of one web process; docs/scaling.md has the sum.
+CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Services:
 
 def open_services(settings: Settings) -> Services:
     """Connect to what the settings name; nothing need answer yet."""
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, connections=CONNECTIONS)
     return Services(
         settings,
         database,
