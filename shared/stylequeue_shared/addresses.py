@@ -11,6 +11,10 @@ from stylequeue_shared.errors import BadConfiguration
 
 DATABASE, REDIS = "STYLEQUEUE_DATABASE", "STYLEQUEUE_REDIS"
 DRIVERS = ("sqlite", "postgresql+psycopg")
+# What an error message lists of the many options of PostgreSQL.
+USUAL = ("host", "sslmode", "sslrootcert", "target_session_attrs", "application_name")
+# What both redis-py and Celery understand.
+CERTIFICATE_CHECKS = ("none", "optional", "required")
 
 
 def database_address(url: str) -> URL:
@@ -34,10 +38,18 @@ def database_address(url: str) -> URL:
 
 
 def check_redis_address(url: str) -> None:
-    """Refuse options in the address of Redis that nobody knows."""
+    """Refuse options in the address of Redis that nobody knows.
+
+    Raises BadConfiguration.
+    """
     address = urlsplit(url)
-    names = [name for name, _ in parse_qsl(address.query, keep_blank_values=True)]
-    _check_options(REDIS, names, _redis_options(address.scheme))
+    options = dict(parse_qsl(address.query, keep_blank_values=True))
+    _check_options(REDIS, options, _redis_options(address.scheme))
+    if options.get("ssl_cert_reqs", "required") not in CERTIFICATE_CHECKS:
+        raise BadConfiguration(
+            f"{REDIS}: ssl_cert_reqs in the address has another value than those "
+            f"allowed, which are {', '.join(CERTIFICATE_CHECKS)}"
+        )
 
 
 def _check_options(setting: str, found: Iterable[str], allowed: set[str]) -> None:
@@ -47,10 +59,11 @@ def _check_options(setting: str, found: Iterable[str], allowed: set[str]) -> Non
     """
     for name in found:
         if name not in allowed:
-            known = f"allowed are {', '.join(sorted(allowed))}" if allowed else ""
+            # PostgreSQL has some fifty.
+            usual = ", ".join(sorted(allowed & set(USUAL) or allowed))
             raise BadConfiguration(
                 f"{setting}: found the unknown option {name[:40]!r} in the address; "
-                f"{known or 'addresses of this kind have no options'}"
+                + (f"usual ones are {usual}" if usual else "it may have none")
             )
 
 
@@ -64,21 +77,14 @@ def _database_options(address: URL) -> set[str]:
 
 
 def _redis_options(scheme: str) -> set[str]:
-    """Return the options that both redis-py and Celery take from an address."""
-    if scheme == "redis+socket":
-        return set()
-    from redis.connection import AbstractConnection, Connection, SSLConnection
+    """Return the options that both redis-py and Celery take from an address.
 
-    kinds: list[type] = [AbstractConnection, Connection]
-    if scheme == "rediss":
-        kinds.append(SSLConnection)
-    parameters = (
-        parameter
-        for kind in kinds
-        for parameter in inspect.signature(kind).parameters.values()
-    )
-    return {
-        one.name
-        for one in parameters
-        if one.kind is not one.VAR_KEYWORD and one.name not in ("host", "port")
-    }
+    Celery takes none but those of TLS.
+    """
+    if scheme != "rediss":
+        return set()
+    # Imported late: most commands do without Redis.
+    from redis.connection import SSLConnection
+
+    names = inspect.signature(SSLConnection).parameters
+    return {name for name in names if name.startswith("ssl_")}

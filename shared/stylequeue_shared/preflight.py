@@ -123,12 +123,21 @@ def check_address(settings: Settings) -> None:
         raise BadConfiguration(message) from None
 
 
+def check_redis(settings: Settings) -> None:
+    """Refuse an address of Redis here, before each part of its own does."""
+    # Imported late: a start that is refused above need not wait for it.
+    from stylequeue_shared.addresses import check_redis_address
+
+    check_redis_address(settings.redis or "")
+
+
 def migrate_database(settings: Settings) -> None:
     """Bring the tables up to date; raise MachineError when the database is away."""
     # Late: a start that is refused above need not wait for SQLAlchemy's import.
     from stylequeue_shared.database import OUTAGE
     from stylequeue_shared.migrate import migrate
 
+    check_redis(settings)
     try:
         migrate(settings.database_url)
     except OUTAGE as error:
@@ -143,6 +152,7 @@ def check_tables(settings: Settings) -> None:
     from stylequeue_shared.database import OUTAGE, Database
     from stylequeue_shared.migrate import check
 
+    check_redis(settings)
     database = Database(settings.database_url, pooled=False)
     try:
         check(database)

@@ -13,6 +13,7 @@ from celery import Celery
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from stylequeue_shared.addresses import check_redis_address
 from stylequeue_shared.errors import BadConfiguration, MachineError
 from stylequeue_shared.settings import Settings
 
@@ -70,6 +71,7 @@ def sender_celery(settings: Settings) -> Celery:
 
 
 def _celery(settings: Settings, seconds: float, retry: dict[str, float]) -> Celery:
+    check_redis_address(settings.redis_url)
     app = Celery(
         "stylequeue", broker=_checking(settings.redis_url), set_as_current=False
     )

@@ -118,6 +118,26 @@ def test_a_database_that_is_away_is_one_line() -> None:
     assert "secret" not in done.stderr
 
 
+ADDRESSES = {
+    "STYLEQUEUE_DATABASE": "postgresql+psycopg://user:secret@127.0.0.1:1/none?foo=1",
+    "STYLEQUEUE_REDIS": "redis://:secret@127.0.0.1:1/0?foo=1",
+}
+
+
+@pytest.mark.parametrize("name", list(ADDRESSES))
+@pytest.mark.parametrize("command", ["web", "worker", "housekeeper", "migrate"])
+def test_an_unknown_option_of_an_address_is_one_line(
+    command: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STYLEQUEUE_HOME", str(tmp_path))
+    monkeypatch.setenv(name, ADDRESSES[name])
+    done = CliRunner().invoke(cli.main, [command])
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"{name}: found the unknown option 'foo'")
+    assert len(done.output.splitlines()) == 1
+    assert "secret" not in done.output
+
+
 @pytest.mark.parametrize("command", ["web", "worker", "housekeeper"])
 def test_a_part_refuses_tables_of_another_version_in_one_line(
     command: str, tmp_path: Path
