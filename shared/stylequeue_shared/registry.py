@@ -43,7 +43,7 @@ def beat(database: Database, worker: Identity) -> str | None:
     One that was started again under its name may have another budget.
     """
     described = {**vars(worker), "seen_at": now()}
-    with database.write() as connection:
+    with database.write(durable=False) as connection:
         row = upsert(connection, Worker).values(**described, started_at=now())
         drain: str | None = connection.scalar(
             row.on_conflict_do_update(

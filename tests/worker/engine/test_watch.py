@@ -98,6 +98,11 @@ def test_a_run_is_flat_where_many_steps_have_lowered_the_loss_by_little(share, i
     assert watch.is_flat == is_flat
 
 
+def test_a_run_whose_loss_is_always_zero_is_flat():
+    watch, _ = watching(*[0] * (FLAT_STEPS + 1))
+    assert watch.is_flat
+
+
 def test_no_run_is_flat_before_so_many_steps():
     watch, _ = watching(*[5] * FLAT_STEPS)
     assert not watch.is_flat

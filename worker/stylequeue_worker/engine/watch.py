@@ -70,7 +70,8 @@ class Watch:
         """Whether the loss hardly falls any more."""
         if len(self._lowest) <= FLAT_STEPS:
             return False
-        return self._lowest[0] - self._lowest[-1] < FLAT_SHARE * self._lowest[0]
+        # Equality counts as flat, since a loss of 0 cannot fall any further.
+        return self._lowest[0] - self._lowest[-1] <= FLAT_SHARE * self._lowest[0]
 
     def forget_losses(self) -> None:
         """Compare no later loss with those so far: it is of another kind."""
