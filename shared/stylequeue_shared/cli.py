@@ -10,6 +10,7 @@ import click
 from stylequeue_shared.errors import BadConfiguration, StyleQueueError
 from stylequeue_shared.settings import Settings, load_settings
 
+FOLDER = click.Path(path_type=Path)
 PICTURE = click.Path(exists=True, dir_okay=False, path_type=Path)
 # What tells whether a part of the installation is there.
 EXTRAS = {
@@ -93,6 +94,27 @@ def migrate() -> None:
     from stylequeue_shared.preflight import migrate_database
 
     migrate_database(settings)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+def backup(folder: Path) -> None:
+    """Copy all that lies in STYLEQUEUE_HOME to FOLDER, also while it runs."""
+    settings = _settings()
+    from stylequeue_shared.backup import backup
+
+    backup(settings, folder)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--replace", is_flag=True, help="Move jobs that are there aside.")
+def restore(folder: Path, *, replace: bool) -> None:
+    """Put the backup in FOLDER into STYLEQUEUE_HOME, while nothing runs there."""
+    settings = _settings()
+    from stylequeue_shared.restore import restore
+
+    restore(settings, folder, replace=replace)
 
 
 def _with_job_settings(command: click.Command) -> click.Command:

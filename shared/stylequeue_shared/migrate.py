@@ -32,14 +32,25 @@ def migrate(url: str) -> None:
 
 def check(database: Database) -> None:
     """Raise BadConfiguration unless the tables are of the version this code needs."""
-    with database.read() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
+    found = revision(database)
     wanted = ScriptDirectory.from_config(_config()).get_current_head()
     if found != wanted:
         raise BadConfiguration(
             "STYLEQUEUE_DATABASE: the tables are of version "
             f"{found or 'none'}, this program needs {wanted}; run: stylequeue migrate"
         )
+
+
+def revision(database: Database) -> str | None:
+    """Return the version of the tables, None where there are none."""
+    with database.read() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def is_known(found: str) -> bool:
+    """Whether this program can migrate tables of that version."""
+    revisions = ScriptDirectory.from_config(_config()).walk_revisions()
+    return found in {one.revision for one in revisions}
 
 
 def _config() -> Config:

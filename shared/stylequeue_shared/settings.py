@@ -166,7 +166,7 @@ class Settings(BaseModel):
     @property
     def database_url(self) -> str:
         """The SQLAlchemy address of the database."""
-        return self.database or f"sqlite:///{quote(str(self.home / 'stylequeue.db'))}"
+        return self.database or sqlite_url(self.home / "stylequeue.db")
 
     @property
     def store_url(self) -> str:
@@ -207,6 +207,11 @@ def embedded_redis_url(home: Path) -> str:
         return embedded_redis_file(home).read_text().strip()
     except OSError:
         return socket_url(home / "redis" / "redis.sock")
+
+
+def sqlite_url(path: Path) -> str:
+    """Return a file's address as SQLAlchemy reads it, which unquotes the path."""
+    return f"sqlite:///{quote(str(path))}"
 
 
 def socket_url(path: Path) -> str:
