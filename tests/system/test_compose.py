@@ -15,7 +15,10 @@ import yaml
 from click import Context, Group
 
 from stylequeue_shared.cli import main
+from stylequeue_shared.database import CONNECTIONS, POOL_SECONDS
 from stylequeue_shared.settings import PREFIX, Settings, load_settings
+from stylequeue_web import services as web_services
+from stylequeue_web.server import MAX_PROCESSES
 from tests.system.locked import closure, locked
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +52,24 @@ def test_the_compose_file_is_valid() -> None:
         [*tool, *schema, COMPOSE], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_database_has_connections_for_what_is_documented(
+    services: dict[str, Service],
+) -> None:
+    _, option = services["postgres"]["command"][1:]
+    allowed = int(option.removeprefix("max_connections="))
+    web, workers = MAX_PROCESSES * web_services.CONNECTIONS, 50 * CONNECTIONS
+    assert web + workers + CONNECTIONS + 5 <= allowed
+    documented = (ROOT / "docs/scaling.md").read_text()
+    for line in (
+        f"as it has cores) | {web_services.CONNECTIONS} |",
+        f"(one per GPU) | {CONNECTIONS} |",
+        f"`stylequeue housekeeper` | {CONNECTIONS} |",
+        f"The Compose file sets {allowed}, which is enough for 50.",
+        f"gets no connection\nof its pool for {POOL_SECONDS:.0f} seconds",
+    ):
+        assert line in documented
 
 
 def test_no_secret_has_a_default() -> None:
