@@ -25,7 +25,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from stylequeue_shared.addresses import DATABASE, database_address
 from stylequeue_shared.errors import BadConfiguration
-from stylequeue_shared.postgresql_engine import postgresql_engine
+from stylequeue_shared.postgresql_engine import begin_statement, postgresql_engine
 
 # Most connections that a process has at a time, unless it says otherwise. The sum over
 # all processes stands in docs/scaling.md.
@@ -98,11 +98,7 @@ class Database:
             raise BadConfiguration(
                 f"{DATABASE}: the address of {kind} cannot be understood"
             ) from None
-        # The mode says what a transaction is for; "single" is none, and each statement
-        # stands alone.
-        self._durable = self.engine.execution_options(mode="durable")
-        self._quick = self.engine.execution_options(mode="quick")
-        self._single = self.engine.execution_options(mode="single")
+        self._is_sqlite, self._patient = kind == "sqlite", patient
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self._compiled: dict[Select[Any], SQLCompiler] = {}
 
@@ -110,6 +106,7 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """Open a transaction that only reads."""
         with self.engine.begin() as connection:
+            connection.exec_driver_sql(self._begin(writes=False))
             yield connection
 
     @contextmanager
@@ -119,7 +116,9 @@ class Database:
         This saves the two round trips that begin and commit a transaction. On SQLite
         a power cut may undo the last of them.
         """
-        with self._single.connect() as connection:
+        with self.engine.connect() as connection:
+            if self._is_sqlite:
+                _set_synchronous(connection, durable=False)
             yield connection
 
     def first(self, statement: Select[Any], **parameters: str) -> Any:
@@ -168,8 +167,19 @@ class Database:
         disk, which `durable=False` saves for what may as well be lost, such as a
         heartbeat.
         """
-        with (self._durable if durable else self._quick).begin() as connection:
+        with self.engine.begin() as connection:
+            if self._is_sqlite:
+                _set_synchronous(connection, durable=durable)
+            connection.exec_driver_sql(self._begin(writes=True))
             yield connection
+
+    def _begin(self, *, writes: bool) -> str:
+        """Return the statement that begins a transaction; the drivers begin none."""
+        if not self._is_sqlite:
+            return begin_statement(patient=self._patient)
+        # SQLite must take the write lock at BEGIN: a transaction that reads first
+        # and then writes fails at once with "database is locked".
+        return "BEGIN IMMEDIATE" if writes else "BEGIN"
 
     def check(self) -> None:
         """See that the tables can be written to; raise what the driver raises."""
@@ -190,12 +200,11 @@ def _sqlite_engine(address: URL, pool: dict[str, Any], *, patient: bool) -> Engi
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(address, **pool)
     event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:
-    # Transactions are begun by _begin_sqlite, not by the driver.
+    # Transactions are begun by Database, not by the driver.
     connection.isolation_level = None
     # Not every SQLite is built with it.
     connection.create_function("exp", 1, _exp, deterministic=True)
@@ -212,18 +221,9 @@ def _exp(power: float | None) -> float | None:
     return None if power is None else math.exp(power)
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    mode = connection.get_execution_options().get("mode", "read")
-    if mode != "read":
-        _set_synchronous(connection, "FULL" if mode == "durable" else "NORMAL")
-    if mode != "single":
-        # SQLite must take the write lock at BEGIN: a transaction that reads first
-        # and then writes fails at once with "database is locked".
-        connection.exec_driver_sql("BEGIN" if mode == "read" else "BEGIN IMMEDIATE")
-
-
-def _set_synchronous(connection: Connection, wanted: str) -> None:
+def _set_synchronous(connection: Connection, *, durable: bool) -> None:
     """Set it where it differs: that cannot be done inside a transaction."""
-    if connection.info.get("synchronous", "NORMAL") != wanted:
+    if connection.info.get("durable", False) != durable:
+        wanted = "FULL" if durable else "NORMAL"
         connection.exec_driver_sql(f"PRAGMA synchronous={wanted}")
-        connection.info["synchronous"] = wanted
+        connection.info["durable"] = durable

@@ -1,9 +1,8 @@
 """Connections to PostgreSQL, also behind PgBouncer and across a failover."""
 
-from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext
 
 # How long PostgreSQL lets a client that was stopped, or whose host is gone, hold locks
@@ -26,7 +25,7 @@ def postgresql_engine(address: URL, pool: dict[str, Any], *, patient: bool) -> E
         address,
         connect_args={
             "connect_timeout": 5,
-            # The driver begins no transaction: _begin does.
+            # The driver begins no transaction: Database does.
             "autocommit": True,
         },
         # A restarted server leaves dead connections in the pool.
@@ -35,7 +34,6 @@ def postgresql_engine(address: URL, pool: dict[str, Any], *, patient: bool) -> E
     )
     event.listen(engine, "handle_error", _drop_lost)
     event.listen(engine, "connect", _prepare_only_in_own_session)
-    event.listen(engine, "begin", partial(_begin, patient=patient))
     if not patient:
         event.listen(engine, "do_connect", _connect_impatiently)
     return engine
@@ -64,16 +62,15 @@ def _prepare_only_in_own_session(connection: Any, record: object) -> None:
         connection.prepare_threshold = None
 
 
-def _begin(connection: Connection, *, patient: bool) -> None:
-    """Begin a transaction, in one message with the limits that hold for it alone.
+def begin_statement(*, patient: bool) -> str:
+    """Return what begins a transaction, in one message with the limits that it has.
 
     PgBouncer would refuse them in the address, and would give a session on which they
     are set to other clients.
     """
-    if connection.get_execution_options().get("mode") != "single":
-        limits = {} if patient else IDLE_SECONDS
-        set_local = [f"SET LOCAL {name} = '{n}s'" for name, n in limits.items()]
-        connection.exec_driver_sql("; ".join(["BEGIN", *set_local]))
+    limits = {} if patient else IDLE_SECONDS
+    set_local = [f"SET LOCAL {name} = '{n}s'" for name, n in limits.items()]
+    return "; ".join(["BEGIN", *set_local])
 
 
 def _drop_lost(context: ExceptionContext) -> None:
