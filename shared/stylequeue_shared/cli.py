@@ -1,5 +1,6 @@
 """The one command. Each subcommand imports what it needs when it is called."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +47,7 @@ def main() -> None:
 @main.command()
 def up() -> None:
     """Run everything on this machine, its own queue and database included."""
-    settings = _settings()
+    settings = _installation()
     _require("web")
     _require("worker")
     if settings.redis is None:
@@ -59,7 +60,7 @@ def up() -> None:
 @main.command()
 def web() -> None:
     """Run the web server."""
-    settings = _settings()
+    settings = _installation()
     _require("web")
     _check_tables(settings)
     from stylequeue_web.server import serve
@@ -70,7 +71,7 @@ def web() -> None:
 @main.command()
 def worker() -> None:
     """Run one worker for each GPU of this machine, or one on the CPU."""
-    settings = _settings()
+    settings = _installation()
     _require("worker")
     _check_tables(settings)
     from stylequeue_worker.main import run_workers
@@ -81,7 +82,7 @@ def worker() -> None:
 @main.command()
 def housekeeper() -> None:
     """Bring lost jobs back, send missing wake-ups, delete what has expired."""
-    settings = _settings()
+    settings = _installation()
     from stylequeue_shared.housekeeping import run_housekeeper
 
     sys.exit(run_housekeeper(settings))
@@ -90,7 +91,7 @@ def housekeeper() -> None:
 @main.command()
 def migrate() -> None:
     """Bring the tables of the database up to date."""
-    settings = _settings()
+    settings = _installation()
     from stylequeue_shared.preflight import migrate_database
 
     migrate_database(settings)
@@ -158,6 +159,17 @@ def render(
 
     given = read_options(texts)
     sys.exit(render(settings, content, styles, output, given, save_every))
+
+
+def _installation() -> Settings:
+    """Return the settings of a command that keeps files in HOME, all of them private.
+
+    Whatever the mode of a folder that the user made: pictures are nobody else's
+    business. (`render` writes where and as its user says.)
+    """
+    settings = _settings()
+    os.umask(0o077)
+    return settings
 
 
 def _settings() -> Settings:

@@ -1,6 +1,9 @@
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,14 @@ from click.testing import CliRunner
 
 from stylequeue_shared import cli
 from stylequeue_shared.errors import MachineError
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """Have a command that is called in this process leave no other umask behind."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -152,3 +163,66 @@ def test_a_part_refuses_tables_of_another_version_in_one_line(
 def test_migrating_twice_is_as_good_as_once(tmp_path: Path) -> None:
     for _ in range(2):
         assert run("migrate", STYLEQUEUE_HOME=str(tmp_path)).returncode == 0
+
+
+def modes(home: Path) -> dict[str, int]:
+    """The rights that others have on the folder and all that is in it."""
+    paths = [home, *home.rglob("*")]
+    return {path.name: path.stat().st_mode & 0o077 for path in paths}
+
+
+def test_what_a_command_alone_writes_into_the_home_is_private(tmp_path: Path) -> None:
+    home = tmp_path / "a" / "home"
+    assert run("migrate", STYLEQUEUE_HOME=str(home)).returncode == 0
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("STYLEQUEUE_")}
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "stylequeue_shared.cli", "web"],
+        env=clean | {"STYLEQUEUE_HOME": str(home), "STYLEQUEUE_PORT": port},
+    ) as web:
+        deadline = time.monotonic() + 60
+        while not (home / "secret_key").exists():
+            assert web.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        found = modes(home)
+        web.terminate()
+    assert {"home", "stylequeue.db", "secret_key"} <= set(found)
+    assert set(found.values()) == {0}
+
+
+def test_a_home_that_its_user_made_keeps_its_mode_and_what_comes_into_it_is_private(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    assert run("migrate", STYLEQUEUE_HOME=str(home)).returncode == 0
+    found = modes(home)
+    assert found.pop("home") == 0o055
+    assert set(found.values()) == {0}
+
+
+@pytest.mark.parametrize("command", ["up", "web", "worker", "housekeeper", "migrate"])
+def test_each_command_that_writes_into_the_home_keeps_it_private(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+
+    def look(settings: object) -> int:
+        seen.append(os.umask(0o022))
+        return 0
+
+    monkeypatch.setenv("STYLEQUEUE_HOME", str(tmp_path))
+    monkeypatch.setattr(cli, "_check_tables", lambda settings: None)
+    for function in (
+        "stylequeue_shared.launcher.up",
+        "stylequeue_web.server.serve",
+        "stylequeue_worker.main.run_workers",
+        "stylequeue_shared.housekeeping.run_housekeeper",
+        "stylequeue_shared.preflight.migrate_database",
+    ):
+        monkeypatch.setattr(function, look)
+    assert CliRunner().invoke(cli.main, [command]).exit_code == 0
+    assert seen == [0o077]
