@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from stylequeue_shared.errors import BadConfiguration
+from stylequeue_shared.errors import BadConfiguration, MachineError
 from stylequeue_shared.settings import Settings
 from stylequeue_worker import devices
 
@@ -22,14 +22,27 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with its own nvidia-smi, and no other program."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(devices, "DRIVERS", ())
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "nvidiactl")
+    monkeypatch.setattr(devices, "WINDOWS_GPU", tmp_path / "dxg")
+    monkeypatch.setattr(devices, "RETRY_SECONDS", 0.0)
     return tmp_path
 
 
 def with_gpus(machine: Path, listing: str) -> None:
+    with_tool(machine, f"printf '%s' '{listing}'")
+
+
+def with_tool(machine: Path, script: str) -> None:
+    """Give the machine an nvidia-smi, which notes each call of it."""
     program = machine / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\nprintf '%s' '{listing}'\n")
+    calls = machine / "calls"
+    calls.touch()
+    program.write_text(f"#!/bin/sh\necho >> '{calls}'\n{script}\n")
     program.chmod(0o755)
+
+
+def calls(machine: Path) -> int:
+    return len((machine / "calls").read_text().splitlines())
 
 
 def test_without_a_gpu_one_worker_runs_on_the_cpu(machine: Path) -> None:
@@ -101,8 +114,93 @@ def test_a_gpu_that_is_not_there_is_refused_by_name(machine: Path, device: str) 
         devices.places(Settings(device=device))
 
 
-def test_a_broken_driver_counts_as_no_gpu(machine: Path) -> None:
-    program = machine / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'Failed to initialize NVML'; exit 9\n")
-    program.chmod(0o755)
+FAILING = {
+    "exit status": "echo 'NVML: Driver/library version mismatch'; exit 18",
+    "on stderr": "echo 'NVML: Driver/library version mismatch' >&2; exit 9",
+    "no output": "exit 0",
+    "no devices": "echo 'No devices were found'",
+}
+
+
+@pytest.mark.parametrize("script", FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_a_driver_whose_gpus_cannot_be_listed_is_refused_after_some_tries(
+    machine: Path, script: str, device: str
+) -> None:
+    (machine / "nvidiactl").touch()
+    with_tool(machine, script)
+    with pytest.raises(MachineError, match="STYLEQUEUE_DEVICE=cpu") as refused:
+        devices.places(Settings(device=device))
+    message = refused.value.message
+    assert "nvidia-smi ended with status" in message
+    assert "Driver/library version mismatch" in message or "Driver" not in script
+    assert calls(machine) == devices.TRIES
+
+
+@pytest.mark.parametrize("script", FAILING.values(), ids=FAILING)
+def test_the_tool_without_a_driver_counts_as_no_gpu(machine: Path, script: str) -> None:
+    with_tool(machine, script)
+    (place,) = devices.places(Settings())
+    assert place.is_cpu
+    assert calls(machine) == 1
+
+
+def test_a_driver_that_answers_at_a_later_try_is_used(machine: Path) -> None:
+    (machine / "nvidiactl").touch()
+    again = f"[ $(wc -l < '{machine}/calls') -lt 2 ] && exit 9"
+    with_tool(machine, f"PATH=/usr/bin:/bin\n{again}\nprintf '%s' '{TWO}'")
+    assert devices.visible_gpus() == ["GPU-aaaa", "GPU-bbbb"]
+
+
+def test_a_tool_that_hangs_is_told_as_such(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine / "nvidiactl").touch()
+    monkeypatch.setattr(devices, "LISTING_SECONDS", 0.2)
+    monkeypatch.setattr(devices, "TRIES", 1)
+    with_tool(machine, "exec /bin/sleep 30")
+    with pytest.raises(MachineError, match=r"did not answer within 0\.2 s"):
+        devices.places(Settings())
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_broken_driver_does_not_matter_where_it_is_not_to_be_used(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    (machine / "nvidiactl").touch()
+    with_tool(machine, FAILING["exit status"])
+    (place,) = devices.places(Settings(device="cpu"))
+    assert place.is_cpu
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    (place,) = devices.places(Settings())
+    assert place.is_cpu
+    assert calls(machine) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "found"), [("2", ["0", "1"]), ("0", None), ("", None)]
+)
+def test_a_driver_without_its_tool_is_counted_with_torch(
+    machine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: str,
+    found: list[str] | None,
+) -> None:
+    (machine / "nvidiactl").touch()
+    monkeypatch.setattr(devices, "COUNT", f"print('{count}')")
+    if found is None:
+        with pytest.raises(MachineError, match="counting with torch"):
+            devices.visible_gpus()
+    else:
+        assert devices.visible_gpus() == found
+
+
+def test_a_gpu_of_another_maker_under_windows_is_no_gpu(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine / "dxg").touch()
+    monkeypatch.setattr(devices, "COUNT", "print(0)")
     assert devices.visible_gpus() == []
+    with_tool(machine, "exit 9")
+    with pytest.raises(MachineError, match="nvidia-smi ended with status 9"):
+        devices.visible_gpus()
