@@ -30,6 +30,7 @@ class EmbeddedRedis:
         self.log = self.folder / "valkey.log"
         self._address_file = embedded_redis_file(home)
         self._socket = self.folder / "redis.sock"
+        self._has_address = False
         self._port = 0
         self._password = ""
 
@@ -45,25 +46,35 @@ class EmbeddedRedis:
 
         Raises MachineError when it does not come up.
         """
+        process = self.launch(spawn)
+        self.wait(process)
+        return process
+
+    def launch(self, spawn: Spawn = subprocess.Popen) -> "subprocess.Popen[bytes]":
+        """Start the server and write down its address, without waiting for it.
+
+        A server that is started again has the address that its clients know.
+        """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._choose_address()
         write_privately(self.folder / "valkey.conf", _as_text(self._configuration()))
+        write_privately(self._address_file, self.url + "\n")
         with self.log.open("wb") as log:
-            process = spawn(
+            return spawn(
                 [str(valkey_program()), "valkey.conf"],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def last_line(self) -> str:
+        """Return the last line of the server's log; empty where there is none."""
         try:
-            self._wait(process)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        write_privately(self._address_file, self.url + "\n")
-        return process
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def stop(self, process: "subprocess.Popen[bytes]") -> None:
         """End the server; what it holds is on disk."""
@@ -76,6 +87,9 @@ class EmbeddedRedis:
         self._address_file.unlink(missing_ok=True)
 
     def _choose_address(self) -> None:
+        if self._has_address:
+            return
+        self._has_address = True
         if _takes_socket(self._socket):
             return
         self._password = secrets.token_urlsafe(32)
@@ -103,18 +117,23 @@ class EmbeddedRedis:
             settings |= {"unixsocket": self._socket.name, "unixsocketperm": 700}
         return settings
 
-    def _wait(self, process: "subprocess.Popen[bytes]") -> None:
+    def wait(self, process: "subprocess.Popen[bytes]") -> None:
+        """Wait until the server answers; else end it and raise MachineError."""
         deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            if process.poll() is not None or time.monotonic() > deadline:
-                lines = self.log.read_text(errors="replace").split("\n")
-                last = next((line for line in reversed(lines) if line.strip()), "")
-                raise MachineError(
-                    f"the embedded Valkey does not start ({last.strip()}); see "
-                    f"{self.log}, remove {self.folder} (it holds no jobs), or set "
-                    "STYLEQUEUE_REDIS to a server of your own"
-                )
-            time.sleep(0.02)
+        try:
+            while not self._answers():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise MachineError(
+                        f"the embedded Valkey does not start ({self.last_line()}); "
+                        f"see {self.log}, remove {self.folder} (it holds no jobs), or "
+                        "set STYLEQUEUE_REDIS to a server of your own"
+                    )
+                time.sleep(0.02)
+        except BaseException:
+            process.kill()
+            process.wait()
+            self._address_file.unlink(missing_ok=True)
+            raise
 
     def _answers(self) -> bool:
         request = f"AUTH {self._password}\r\nPING\r\n" if self._port else "PING\r\n"

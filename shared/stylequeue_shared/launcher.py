@@ -1,7 +1,5 @@
-"""`stylequeue up`: everything on one machine, as parts that live and end together."""
+"""`stylequeue up`: everything on one machine; a part that ends is started again."""
 
-import ctypes
-import http.client
 import json
 import os
 import signal
@@ -10,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -19,26 +18,21 @@ import psutil
 from stylequeue_shared import preflight, processes
 from stylequeue_shared.embedded import EmbeddedRedis, write_privately
 from stylequeue_shared.errors import MachineError
+from stylequeue_shared.readiness import Readiness, address
+from stylequeue_shared.restarts import Ending, RestartedProcess
 from stylequeue_shared.settings import Settings
 
 PARTS = ("web", "worker", "housekeeper")
 # How long parts may take to end by themselves: a worker hands its job back first.
 GRACE_SECONDS = 15.0
-START_SECONDS = 120.0
-# How long the web server may live without being ready before we announce it all the
-# same: it serves without Redis, for example.
-READY_SECONDS = 10.0
 TICK = 0.1
-PR_SET_PDEATHSIG = 1
 
 
 def up(settings: Settings, *, grace: float = GRACE_SECONDS) -> int:
-    """Run everything until a signal comes or a part dies; return the exit status.
+    """Run everything until a signal comes or a part is given up; return the status.
 
     Raises BadConfiguration where this folder, port or disk cannot be used.
     """
-    # Whatever the folder's own mode: pictures are nobody else's business.
-    os.umask(0o077)
     with Signals() as signals:
         preflight.make_home(settings.home)
         with preflight.only_one(settings.home):
@@ -76,6 +70,34 @@ class Signals:
         self.count += 1
 
 
+class Part(RestartedProcess):
+    """One part of the installation; a new one waits until the old one is all gone."""
+
+    def __init__(
+        self, start: Callable[[], "subprocess.Popen[bytes]"], patience: float
+    ) -> None:
+        super().__init__(start)
+        self._patience = patience
+        self._leftovers: set[psutil.Process] = set()
+        self._kill_at = 0.0
+
+    def end_leftovers(self, leftovers: set[psutil.Process]) -> None:
+        """Ask what the ended part left behind to end; what does not is killed later."""
+        self._leftovers = leftovers
+        self._kill_at = time.monotonic() + self._patience
+        processes.ask(leftovers)
+
+    @property
+    def may_start(self) -> bool:
+        """Whether the pause is over and nothing is left that a new one would meet."""
+        if not self.is_due:
+            return False
+        left = [one for one in self._leftovers if processes.is_alive(one)]
+        if left and time.monotonic() >= self._kill_at:
+            return processes.kill(left, patience=1.0)
+        return not left
+
+
 class Launcher:
     """The parts of one running installation."""
 
@@ -84,7 +106,7 @@ class Launcher:
         self.home = settings.home
         self.signals = signals
         self.grace = grace
-        self.parts: dict[str, subprocess.Popen[bytes]] = {}
+        self.parts: dict[str, Part] = {}
         self._redis = EmbeddedRedis(self.home)
 
     def run(self) -> int:
@@ -97,10 +119,22 @@ class Launcher:
     def _start(self) -> None:
         preflight.migrate_database(self.settings)
         if self.settings.redis is None and not self.signals.count:
-            self.parts["valkey"] = self._redis.start(self._spawn)
+            self.parts["valkey"] = valkey = Part(self._launch_valkey, patience=0.0)
+            valkey.start()
+            # Later the other parts wait out its absence, but a Valkey that cannot
+            # run here at all ends the start with its own message.
+            if valkey.process:
+                self._redis.wait(valkey.process)
         for name in () if self.signals.count else PARTS:
-            self.parts[name] = self._spawn(part_command(name), stdin=subprocess.DEVNULL)
+            start = partial(self._spawn, part_command(name), stdin=subprocess.DEVNULL)
+            # Workers of a supervisor that was killed hand their jobs back first.
+            patience = self.grace if name == "worker" else 0.0
+            self.parts[name] = Part(start, patience)
+            self.parts[name].start()
         self._write_down()
+
+    def _launch_valkey(self) -> "subprocess.Popen[bytes]":
+        return self._redis.launch(self._spawn)
 
     def _spawn(self, command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
         environment = {
@@ -114,14 +148,21 @@ class Launcher:
             # A Ctrl-C at the terminal must reach only us: a Celery child that gets
             # it, too, is killed in the middle of a step.
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=processes.die_with_parent(),
             **options,
         )
+
+    def _running(self) -> "dict[str, subprocess.Popen[bytes]]":
+        return {
+            name: part.process
+            for name, part in self.parts.items()
+            if part.process and part.is_running
+        }
 
     def _write_down(self) -> None:
         """Note what runs, for the start after one in which we were killed."""
         parts = {}
-        for name, process in self.parts.items():
+        for name, process in self._running().items():
             with suppress(psutil.Error):
                 started = psutil.Process(process.pid).create_time()
                 parts[name] = {"pid": process.pid, "started": started}
@@ -130,95 +171,73 @@ class Launcher:
             "address": address(self.settings),
             "parts": parts,
         }
-        write_privately(preflight.running_file(self.home), json.dumps(written))
+        try:
+            write_privately(preflight.running_file(self.home), json.dumps(written))
+        except OSError as error:
+            # A full disk, say. What runs is found by its mark, too.
+            click.echo(f"stylequeue: running.json is not written ({error})", err=True)
 
     def _watch(self) -> int:
-        """Wait for a signal or a death; say when everything is ready."""
+        """Start ended parts again until a signal comes or one is given up."""
         ready = Readiness(self.settings)
         while not self.signals.count:
-            for name, process in self.parts.items():
-                if process.poll() is not None:
-                    click.echo(
-                        f"stylequeue: the {name} part {_ending(process.returncode)}; "
-                        "stopping the others",
-                        err=True,
-                    )
-                    return 1
+            for name, part in self.parts.items():
+                if ending := part.find_ending():
+                    self._report(name, ending)
+                    if part.given_up:
+                        return 1
+                    part.end_leftovers(self._leftovers())
+                elif part.may_start:
+                    part.start()
+                    self._write_down()
             if not ready.announced:
                 ready.check()
             time.sleep(TICK)
         return 0
 
+    def _report(self, name: str, ending: Ending) -> None:
+        last = self._redis.last_line() if name == "valkey" else ""
+        said = f"stylequeue: the {name} part {ending.how}"
+        if last:
+            said += f" (it last wrote: {last})"
+        if ending.pause is not None:
+            said += f"; it is started again in {ending.pause:g} s"
+        elif ending.failures > 1:
+            said += f", {ending.failures} times in a row; stopping the others"
+        else:
+            said += ", and starting it again cannot help; stopping the others"
+        click.echo(said, err=True)
+
+    def _leftovers(self) -> set[psutil.Process]:
+        """Find what parts that ended have left behind."""
+        found = processes.marked(self.home)
+        live = processes.with_descendants(_as_psutil(self._running()))
+        return {one for one in found - live if one.pid != os.getpid()}
+
     def _stop(self) -> None:
         """End every part: its main process decides how, for as long as it is given."""
         hurry = self.signals.count + 1
-        own = {name: part for name, part in self.parts.items() if name != "valkey"}
-        family = processes.with_descendants(_as_psutil(own))
-        for part in own.values():
+        running = self._running()
+        valkey = running.pop("valkey", None)
+        family = processes.with_descendants(_as_psutil(running))
+        for process in running.values():
             # To the main process alone: it knows how to end its children.
-            part.terminate()
+            process.terminate()
         processes.wait_until(
             lambda: (
                 self.signals.count >= hurry
-                or all(part.poll() is not None for part in own.values())
+                or all(process.poll() is not None for process in running.values())
             ),
             self.grace,
         )
-        valkey = self.parts.get("valkey")
         family |= processes.with_descendants(processes.marked(self.home))
         processes.kill(one for one in family if not valkey or one.pid != valkey.pid)
-        for part in own.values():
-            part.wait()
+        for process in running.values():
+            process.wait()
         if valkey:
             # Last, since the others still say goodbye to it.
             self._redis.stop(valkey)
         preflight.running_file(self.home).unlink(missing_ok=True)
-
-
-class Readiness:
-    """Asks the web server until it is ready, and says so once."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.announced = False
-        self._settings = settings
-        self._started = time.monotonic()
-        self._alive_since: float | None = None
-
-    def check(self) -> None:
-        """Ask once; raise MachineError when the web server never comes up."""
-        now = time.monotonic()
-        if self._alive_since is None and self._answers("/healthz"):
-            self._alive_since = now
-        if self._alive_since is None:
-            if now - self._started > START_SECONDS:
-                raise MachineError(
-                    f"the web part does not answer at {address(self._settings)}"
-                )
-        elif self._answers("/readyz"):
-            self._announce("is ready")
-        elif now - self._alive_since > READY_SECONDS:
-            self._announce("answers, though /readyz says that something is missing")
-
-    def _answers(self, path: str) -> bool:
-        connection = http.client.HTTPConnection(
-            reachable_host(self._settings), self._settings.port, timeout=2
-        )
-        try:
-            connection.request("GET", path)
-            # 400: alive, and expecting to be asked under another host name.
-            return connection.getresponse().status in (200, 400)
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    def _announce(self, state: str) -> None:
-        self.announced = True
-        click.echo(
-            f"\nStyleQueue {state}: {address(self._settings)}\n"
-            f"  Jobs and pictures lie in {self._settings.home} (STYLEQUEUE_HOME).\n"
-            "  Ctrl-C stops it; the next start finds the jobs again.\n"
-        )
 
 
 def end_leftovers(settings: Settings, grace: float) -> None:
@@ -258,42 +277,9 @@ def part_command(name: str) -> list[str]:
     return [sys.executable, "-P", "-m", "stylequeue_shared.cli", name]
 
 
-def reachable_host(settings: Settings) -> str:
-    """Return the host under which this machine reaches its own web server."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-    return everywhere.get(settings.host, settings.host)
-
-
-def address(settings: Settings) -> str:
-    """Return the address to open in a browser."""
-    host = reachable_host(settings)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-
-
 def _as_psutil(parts: Mapping[str, "subprocess.Popen[bytes]"]) -> set[psutil.Process]:
     found = set()
     for part in parts.values():
         with suppress(psutil.Error):
             found.add(psutil.Process(part.pid))
     return found
-
-
-def _ending(status: int) -> str:
-    if -status in set(signal.Signals):
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """Have Linux end a part when we are killed; elsewhere the next start does it."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-
-    def ask_for_signal() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask_for_signal

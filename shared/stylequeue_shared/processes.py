@@ -1,5 +1,9 @@
 """Finding and ending the processes of one installation, without touching any other."""
 
+import ctypes
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -12,6 +16,7 @@ import psutil
 MARK = "_STYLEQUEUE_UP"
 # Start times are computed from the time of boot, which a corrected clock shifts.
 START_TOLERANCE = 1.0
+PR_SET_PDEATHSIG = 1
 
 
 def find(pid: int, started: float) -> psutil.Process | None:
@@ -79,3 +84,18 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """Have Linux end a part when we are killed; elsewhere the next start does it."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def ask_for_signal() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask_for_signal

@@ -115,6 +115,24 @@ def test_a_socket_file_left_by_a_killed_server_is_no_obstacle(tmp_path: Path) ->
         assert connection.ping()
 
 
+def test_a_server_that_is_started_again_has_the_port_and_password_that_clients_know(
+    long_home: Path,
+) -> None:
+    with running(long_home) as (server, process):
+        url = server.url
+        with client(url) as connection:
+            connection.rpush("queue", "job")
+        process.kill()
+        process.wait()
+        again = server.start()
+        try:
+            assert embedded_redis_url(long_home) == server.url == url
+            with client(url) as connection:
+                assert connection.lrange("queue", 0, -1) == [b"job"]
+        finally:
+            server.stop(again)
+
+
 def test_a_server_that_cannot_start_says_why_and_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,12 @@
     python stand_in.py housekeeper   does nothing
 
 STAND_IN=stubborn: the worker and its child ignore SIGTERM. STAND_IN=orphan: the worker
-ends and leaves its child behind.
+ends and leaves its child behind. STAND_IN=failing: the housekeeper fails again and
+again, and three times are enough to give it up. STAND_IN=resting: it fails once, and
+the pause after that lasts an hour. STAND_IN=misconfigured: it ends with status 2.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -20,8 +23,7 @@ STAND_IN = os.environ.get("STAND_IN", "")
 
 
 def up() -> int:
-    from stylequeue_shared import launcher
-    from stylequeue_shared.settings import load_settings
+    from stylequeue_shared import cli, launcher, restarts
 
     others = launcher.part_command
 
@@ -31,7 +33,13 @@ def up() -> int:
         return others(name)
 
     launcher.part_command = part_command
-    return launcher.up(load_settings(), grace=2 if STAND_IN == "stubborn" else 15)
+    if STAND_IN == "stubborn":
+        launcher.up = functools.partial(launcher.up, grace=2)
+    if STAND_IN == "failing":
+        restarts.FIRST_PAUSE, restarts.MAX_FAILURES = 0.1, 3
+    if STAND_IN == "resting":
+        restarts.FIRST_PAUSE = restarts.LONGEST_PAUSE = 3600
+    cli.main(["up"])
 
 
 def worker() -> int:
@@ -64,6 +72,8 @@ def web() -> int:
 
 
 def housekeeper() -> int:
+    if STAND_IN in ("failing", "resting", "misconfigured"):
+        return 2 if STAND_IN == "misconfigured" else 1
     sleep()
     return 0
 

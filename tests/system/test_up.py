@@ -78,8 +78,14 @@ class Up:
         return self.process.wait(timeout=60)
 
     def parts(self) -> dict[str, psutil.Process]:
+        """The parts that run, as the launcher wrote them down."""
         written: dict[str, Any] = read_running(self.home)["parts"]
-        return {name: psutil.Process(part["pid"]) for name, part in written.items()}
+        found = {}
+        for name, part in written.items():
+            # One may have been killed just now.
+            if process := processes.find(part["pid"], part["started"]):
+                found[name] = process
+        return found
 
     def everything(self) -> set[psutil.Process]:
         """All its processes, found in every way there is."""
@@ -174,13 +180,78 @@ def test_a_signal_while_it_starts_ends_everything(home: Path) -> None:
     assert not left(family, home)
 
 
-@pytest.mark.parametrize("name", sorted(PARTS))
-def test_the_death_of_a_part_ends_all_and_names_it(home: Path, name: str) -> None:
-    up = Up(home).ready()
+def killed_and_back(up: Up, name: str) -> None:
+    """Kill a part, and wait until another has taken its place beside the others."""
+    before = up.parts()
+    said = up.said.count(f"the {name} part was ended by SIGKILL")
+    before[name].kill()
+    wait_for(lambda: up.ended or up.parts().get(name) not in (None, before[name]), up)
+    assert not up.ended, up.said
+    assert up.said.count(f"the {name} part was ended by SIGKILL") == said + 1
+    after = up.parts()
+    assert {**after, name: before[name]} == before
+    assert all(processes.is_alive(process) for process in after.values())
+
+
+def test_a_part_that_is_killed_is_started_again_and_the_others_go_on(
+    home: Path,
+) -> None:
+    up = Up(home, STAND_IN="stubborn").ready()
     family = up.everything()
-    up.parts()[name].kill()
+    survivors = {up.parts()["worker"].children()[0]}
+    for name in sorted(PARTS):
+        killed_and_back(up, name)
+    # What the dead worker left, which would not end when asked, was gone before.
+    assert not [process for process in survivors if processes.is_alive(process)]
+    assert "; it is started again in 0.5 s" in up.said
+    family |= up.everything()
+    assert up.end() == 0, up.said
+    assert not left(family, home)
+
+
+def test_the_real_parts_serve_again_after_each_of_them_was_killed(home: Path) -> None:
+    up = Up(home, standing_in=WORKER).ready()
+    job = submit(home)
+    for name in sorted(PARTS - {"worker"}):
+        killed_and_back(up, name)
+        wait_for(lambda: ready_again(up), up)
+    assert answer(f"{up.address}/api/v1/jobs/{job}")["id"] == job
+    family = up.everything()
+    assert up.end() == 0, up.said
+    assert not left(family, home)
+
+
+def ready_again(up: Up) -> bool:
+    try:
+        with urlopen(f"{up.address}/readyz", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("failing", "ended with status 1, 3 times in a row; stopping the others"),
+        ("misconfigured", "ended with status 2, and starting it again cannot help"),
+    ],
+)
+def test_a_part_that_is_given_up_ends_all_and_says_why(
+    home: Path, how: str, said: str
+) -> None:
+    up = Up(home, STAND_IN=how)
     assert up.process.wait(timeout=60) == 1
-    assert f"stylequeue: the {name} part was ended by SIGKILL" in up.said
+    assert f"stylequeue: the housekeeper part {said}" in up.said
+    assert not left(set(), home)
+
+
+def test_a_signal_while_a_part_waits_to_be_started_again_ends_everything(
+    home: Path,
+) -> None:
+    up = Up(home, STAND_IN="resting").ready()
+    wait_for(lambda: "it is started again in 3600 s" in up.said, up)
+    family = up.everything()
+    assert up.end() == 0, up.said
     assert not left(family, home)
 
 

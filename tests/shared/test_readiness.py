@@ -5,9 +5,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from stylequeue_shared import launcher
+from stylequeue_shared import readiness
 from stylequeue_shared.errors import MachineError
-from stylequeue_shared.launcher import Readiness, address
+from stylequeue_shared.readiness import Readiness, address
 from stylequeue_shared.settings import Settings, load_settings
 
 ANSWERS = {"/healthz": 200, "/readyz": 200}
@@ -57,7 +57,7 @@ def test_one_that_lives_but_is_not_ready_is_announced_later_and_differently(
     web: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(ANSWERS, "/readyz", 503)
-    monkeypatch.setattr(launcher, "READY_SECONDS", 0.2)
+    monkeypatch.setattr(readiness, "READY_SECONDS", 0.2)
     ready = Readiness(web)
     ready.check()
     assert not ready.announced
@@ -81,7 +81,7 @@ def test_one_that_never_answers_is_given_up(
     web: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ANSWERS, "/healthz", 500)
-    monkeypatch.setattr(launcher, "START_SECONDS", 0.0)
+    monkeypatch.setattr(readiness, "START_SECONDS", 0.0)
     ready = Readiness(web)
     time.sleep(0.01)
     with pytest.raises(MachineError, match="the web part does not answer"):
