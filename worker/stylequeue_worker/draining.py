@@ -32,9 +32,9 @@ class Draining:
             self._bytes[0] = 1
         self._bytes[2] |= ends
 
-    def start_broken(self) -> None:
-        """Have the worker end with an error: it can run no job at all."""
-        self._bytes[1] = 1
+    def start_broken(self, status: int) -> None:
+        """Have the worker end with this exit status: it can run no job at all."""
+        self._bytes[1] = status
         self.start()
 
     @property
@@ -54,6 +54,6 @@ class Draining:
         return time.monotonic() - since if self.started else 0.0
 
     @property
-    def broken(self) -> bool:
-        """Whether it ends because it can run no job."""
-        return bool(self._bytes[1])
+    def broken(self) -> int:
+        """The exit status of a worker that can run no job; 0: it is not broken."""
+        return self._bytes[1]

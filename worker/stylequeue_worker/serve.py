@@ -31,8 +31,6 @@ def serve(settings: Settings, name: str, parent: int) -> int:
     """Run one worker until SIGTERM; return the exit status."""
     # Celery warns root of pickle, which nothing here accepts.
     warnings.simplefilter("ignore", SecurityWarning)
-    # Of a setting that Celery 6 will have: we have set it.
-    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     draining = Draining()
     app = make_app(settings, name, draining)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -43,9 +41,12 @@ def serve(settings: Settings, name: str, parent: int) -> int:
         without_mingle=True,
         without_heartbeat=True,
     )
+    # Celery warns at each reconnection of a setting that Celery 6 will have and that
+    # we have set. Making the worker has it show such warnings, so this comes after.
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     worker.start()
     log.info("worker_stopped", worker=name, exit=worker.exitcode)
-    return 1 if draining.broken else worker.exitcode or 0
+    return draining.broken or worker.exitcode or 0
 
 
 def make_app(settings: Settings, name: str, draining: Draining) -> Celery:

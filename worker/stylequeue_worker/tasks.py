@@ -7,7 +7,9 @@ from typing import Any
 import structlog
 from celery import Celery, signals
 
+from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.queue import TASK
+from stylequeue_shared.restarts import BAD_CONFIGURATION
 from stylequeue_shared.settings import Settings
 from stylequeue_worker.child import Child
 from stylequeue_worker.draining import Draining
@@ -25,10 +27,11 @@ def register(
     def start(**options: Any) -> None:
         try:
             held.append(Child(settings, name, draining, faults))
-        except Exception:
+        except Exception as error:
             # Celery would start the child again, for ever and in vain.
             log.critical("worker_cannot_start", exc_info=True)
-            draining.start_broken()
+            is_setting = isinstance(error, BadConfiguration)
+            draining.start_broken(BAD_CONFIGURATION if is_setting else 1)
             os.kill(os.getppid(), signal.SIGTERM)
 
     def run(job_id: str) -> None:
