@@ -64,18 +64,22 @@ class Worker(RestartedProcess):
     def kill(self) -> None:
         """Kill what is left of it: a child that hangs, or that lost its parent."""
         if self.process:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self._signal_group(signal.SIGKILL)
             self.process.wait()
 
     @property
     def is_gone(self) -> bool:
         """Whether no process of its group is left."""
-        if self.process:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, 0)
-                return False
-        return True
+        return not self._signal_group(0)
+
+    def _signal_group(self, number: int) -> bool:
+        """Send a signal to all its processes; return whether there were any."""
+        # macOS refuses permission where only dead processes are left.
+        with suppress(ProcessLookupError, PermissionError):
+            if self.process:
+                os.killpg(self.process.pid, number)
+                return True
+        return False
 
 
 class Supervisor:
