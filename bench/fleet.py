@@ -42,7 +42,7 @@ from stylequeue_shared import jobs, reading
 from stylequeue_shared.artefacts import original_key
 from stylequeue_shared.database import Database
 from stylequeue_shared.errors import MachineError
-from stylequeue_shared.housekeeping import Housekeeper
+from stylequeue_shared.housekeeper.housekeeper import Housekeeper
 from stylequeue_shared.images import encode_png
 from stylequeue_shared.models import Job, JobState
 from stylequeue_shared.queue import Bell

@@ -83,7 +83,7 @@ def worker() -> None:
 def housekeeper() -> None:
     """Bring lost jobs back, send missing wake-ups, delete what has expired."""
     settings = _installation()
-    from stylequeue_shared.housekeeping import run_housekeeper
+    from stylequeue_shared.housekeeper.housekeeper import run_housekeeper
 
     sys.exit(run_housekeeper(settings))
 

@@ -10,6 +10,7 @@ StyleQueueError
 |- MachineError              this machine cannot do it now; another one, or later, may
 |  |- QueueFull              too many jobs wait already
 |  |- DiskFull               the store is below its floor of free space
+|  |- PictureBeingDeleted    an upload's old file is being removed right now
 |  |- NothingFits            the job does not fit into the worker's memory
 |  |- OutOfMemory            memory ran out while the job ran
 |  |- DeviceFailed           a GPU, or its driver, failed or hangs
@@ -92,6 +93,13 @@ class DiskFull(MachineError):
 
     code = "disk_full"
     retry_after = 300
+
+
+class PictureBeingDeleted(MachineError):
+    """Raised when the file of an earlier upload of a picture is being removed."""
+
+    code = "picture_being_deleted"
+    retry_after = 5
 
 
 class NothingFits(MachineError):

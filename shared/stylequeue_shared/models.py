@@ -84,6 +84,8 @@ class Job(Base):
     claimed_at: Mapped[float | None]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    # When it was paused last; earlier releases leave it alone.
+    paused_at: Mapped[float | None]
 
     attempt: Mapped[int] = mapped_column(default=0)
     worker: Mapped[str | None] = mapped_column(String(200))
@@ -177,6 +179,10 @@ class Picture(Base):
     bytes: Mapped[int]
     # Deleted by the housekeeper an hour after this, unless a job refers to it.
     used_at: Mapped[float]
+    # Which deletion is removing the file, and until when nobody may use the picture
+    # because of it: see `jobs.pictures`.
+    deleting_by: Mapped[str | None] = mapped_column(String(32))
+    deleting_until: Mapped[float | None]
 
 
 class Worker(Base):
@@ -261,8 +267,12 @@ class Lease(Base):
 
 
 class Trash(Base):
-    """Files of deleted jobs, which the housekeeper removes from the store."""
+    """Files that nobody needs, which the housekeeper removes from the store."""
 
     __tablename__ = "trash"
 
     prefix: Mapped[str] = mapped_column(String(200), primary_key=True)
+    # When its files were deleted for the first time; see `jobs.trash`.
+    emptied_at: Mapped[float | None]
+    # When deleting them failed last.
+    tried_at: Mapped[float | None]

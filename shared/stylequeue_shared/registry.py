@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import delete, update
+from sqlalchemy import ColumnElement, delete, update
 
 from stylequeue_shared.database import Database, now, upsert
 from stylequeue_shared.errors import NotFound
@@ -67,8 +67,14 @@ def drain(database: Database, name: str, how: Drain) -> None:
 def leave(database: Database, name: str) -> None:
     """Remove a worker that ended, and those that were killed long ago."""
     with database.write() as connection:
-        connection.execute(
-            delete(Worker).where(
-                (Worker.name == name) | (Worker.seen_at < now() - FORGOTTEN_SECONDS)
-            )
-        )
+        connection.execute(delete(Worker).where((Worker.name == name) | _is_silent()))
+
+
+def forget_silent(database: Database) -> None:
+    """Remove workers that were killed long ago; the others remove themselves."""
+    with database.write() as connection:
+        connection.execute(delete(Worker).where(_is_silent()))
+
+
+def _is_silent() -> ColumnElement[bool]:
+    return Worker.seen_at < now() - FORGOTTEN_SECONDS

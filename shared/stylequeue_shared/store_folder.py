@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog
+
 from stylequeue_shared.errors import (
     BadConfiguration,
     DiskFull,
@@ -19,6 +21,8 @@ from stylequeue_shared.errors import (
 from stylequeue_shared.store import Store, check_key, check_prefix
 
 UNFINISHED = ".unfinished-"
+
+log = structlog.get_logger()
 
 
 def open_folder(address: str | Path) -> "FolderStore":
@@ -104,13 +108,17 @@ class FolderStore(Store):
         """Remove what killed writers left that many seconds ago; return how many."""
         count = 0
         for path in _files(self._root):
-            with suppress(FileNotFoundError):
-                if (
-                    path.name.startswith(UNFINISHED)
-                    and time.time() - path.stat().st_mtime >= older_than
-                ):
+            if not path.name.startswith(UNFINISHED):
+                continue
+            try:
+                if time.time() - path.stat().st_mtime >= older_than:
                     path.unlink()
                     count += 1
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                # The others can be deleted all the same; this one is tried again.
+                log.warning("unfinished_file_not_deleted", error=error.strerror)
         return count
 
     def free_bytes(self) -> int | None:

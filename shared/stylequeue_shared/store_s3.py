@@ -16,6 +16,7 @@ from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import structlog
 from aiohttp import ClientError as BrokenAnswer
 from botocore.exceptions import (
     BotoCoreError,
@@ -55,6 +56,8 @@ READ_BYTES = 256 * 1024
 # Each download holds one until its client has read it all, be it slow.
 CONNECTIONS = 64
 CHECKED = ".check"  # no key
+
+log = structlog.get_logger()
 
 REFUSED = (401, 403)
 # Beside status 507: of Ceph, and of MinIO.
@@ -161,12 +164,7 @@ class S3Store(Store):
         for upload in answer.get("Uploads", ()):
             age = datetime.now(UTC) - upload["Initiated"]
             if age.total_seconds() >= older_than:
-                self._call(
-                    "abort_multipart_upload",
-                    Key=upload["Key"],
-                    UploadId=upload["UploadId"],
-                )
-                count += 1
+                count += self._abort(upload["Key"], upload["UploadId"])
         return count
 
     def free_bytes(self) -> int | None:
@@ -178,6 +176,16 @@ class S3Store(Store):
         self._call("list_objects_v2", MaxKeys=1, timeout=CHECK_SECONDS)
         self._call("put_object", Key=name, Body=b"a", timeout=CHECK_SECONDS)
         self._call("delete_object", Key=name, timeout=CHECK_SECONDS)
+
+    def _abort(self, name: str, upload: str) -> bool:
+        """Abort an upload in parts; return whether that worked."""
+        try:
+            self._call("abort_multipart_upload", Key=name, UploadId=upload)
+        except StyleQueueError as error:
+            # The others can be aborted all the same; this one is tried again.
+            log.warning("unfinished_upload_not_deleted", error=error.message)
+            return False
+        return True
 
     def _name(self, key: str) -> str:
         return f"{self._root}{check_key(key)}"

@@ -35,7 +35,7 @@ def test_migrations_from_empty_make_exactly_the_tables_of_the_models(
 def test_a_second_migration_changes_nothing(database: Database) -> None:
     url = database.engine.url.render_as_string(hide_password=False)
     with database.write() as connection:
-        connection.execute(text("INSERT INTO trash VALUES ('jobs/1/')"))
+        connection.execute(text("INSERT INTO trash (prefix) VALUES ('jobs/1/')"))
     migrate(url)
     with database.read() as connection:
         assert connection.scalar(text("SELECT count(*) FROM trash")) == 1

@@ -104,8 +104,7 @@ def keep_house(database: Database) -> Iterator[None]:
     """As the housekeeper does; none has lost a job."""
     assert jobs.return_lost(database) == []
     jobs.expire(database, retention_days=1 / 86_400)
-    for job_id in jobs.ended_with_checkpoint(database):
-        jobs.forget_checkpoint(database, job_id)
+    jobs.discard_checkpoints(database)
     forget_keys(database)
     yield None
 

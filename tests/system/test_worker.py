@@ -11,7 +11,7 @@ from PIL import Image
 from redis import Redis
 
 from stylequeue_shared import jobs, registry
-from stylequeue_shared.housekeeping import Housekeeper
+from stylequeue_shared.housekeeper.housekeeper import Housekeeper
 from stylequeue_shared.queue import QUEUE, worker_celery
 from stylequeue_shared.restarts import GAVE_UP
 from stylequeue_shared.settings import Settings

@@ -17,6 +17,14 @@ from stylequeue_shared.jobs.asking import (
     resume,
 )
 from stylequeue_shared.jobs.claiming import claim
+from stylequeue_shared.jobs.pictures import (
+    adopt_pictures,
+    correct_used_at,
+    finish_deletion,
+    keep_pictures,
+    mark_for_deletion,
+    unused_pictures,
+)
 from stylequeue_shared.jobs.running import (
     add_snapshot,
     describe,
@@ -29,16 +37,15 @@ from stylequeue_shared.jobs.running import (
     succeed,
 )
 from stylequeue_shared.jobs.submitting import (
-    keep_pictures,
     refuse_when_full,
     retry,
     submit,
 )
 from stylequeue_shared.jobs.sweeping import (
-    ended_with_checkpoint,
+    discard_checkpoints,
     expire,
+    expire_paused,
     foretell,
-    forget_checkpoint,
     return_lost,
     return_orphans,
 )
@@ -52,30 +59,45 @@ from stylequeue_shared.jobs.terms import (
     Request,
     Result,
 )
+from stylequeue_shared.jobs.trash import (
+    Emptying,
+    discard_unknown_jobs,
+    record_emptied,
+    record_failure,
+    trash_to_empty,
+)
 
 __all__ = [
     "ALIVE_SECONDS",
     "MAX_FAULTS",
     "MAX_LOSSES",
     "Claim",
+    "Emptying",
     "Expected",
     "Progress",
     "Request",
     "Result",
     "add_snapshot",
+    "adopt_pictures",
     "claim",
+    "correct_used_at",
     "describe",
-    "ended_with_checkpoint",
+    "discard_checkpoints",
+    "discard_unknown_jobs",
     "expire",
+    "expire_paused",
     "fail",
+    "finish_deletion",
     "foretell",
     "forget",
-    "forget_checkpoint",
     "hand_back",
     "keep_pictures",
+    "mark_for_deletion",
     "pause_queue",
     "prioritise",
     "put_in_front",
+    "record_emptied",
+    "record_failure",
     "refuse_when_full",
     "renew",
     "report",
@@ -88,4 +110,6 @@ __all__ = [
     "send_away",
     "submit",
     "succeed",
+    "trash_to_empty",
+    "unused_pictures",
 ]

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from stylequeue_shared.artefacts import job_prefix
 from stylequeue_shared.database import now, upsert
 from stylequeue_shared.errors import LeaseLost, NotFound, StyleQueueError
 from stylequeue_shared.jobs.terms import Claim, Result
+from stylequeue_shared.jobs.trash import throw_away
 from stylequeue_shared.models import (
     Counter,
     Job,
@@ -19,7 +20,6 @@ from stylequeue_shared.models import (
     Picture,
     Snapshot,
     SubmissionKey,
-    Trash,
 )
 from stylequeue_shared.turns import ahead, used_seconds
 
@@ -139,6 +139,7 @@ def heed(connection: Connection, job_id: str, requested: str | None) -> bool:
         values = ended(JobState.CANCELLED)
     elif requested == "pause":
         values = {"state": JobState.PAUSED, "version": Job.version + 1}
+        values["paused_at"] = now()
         values |= {"eta_start": None, "eta_finish": None}
     elif requested == "finish":
         newest = newest_picture(connection, job_id)
@@ -213,8 +214,7 @@ def delete_jobs(connection: Connection, job_ids: Sequence[str]) -> None:
     connection.execute(delete(Snapshot).where(Snapshot.job_id.in_(job_ids)))
     connection.execute(delete(JobStyle).where(JobStyle.job_id.in_(job_ids)))
     connection.execute(delete(Job).where(Job.id.in_(job_ids)))
-    trash = [{"prefix": job_prefix(job_id)} for job_id in job_ids]
-    connection.execute(insert(Trash), trash)
+    throw_away(connection, [job_prefix(job_id) for job_id in job_ids])
 
 
 def touch_pictures(connection: Connection, job_ids: Sequence[str]) -> None:

@@ -6,40 +6,17 @@ from typing import Any
 import uuid_utils
 from sqlalchemy import Connection, func, insert, select
 
-from stylequeue_shared.database import Database, now, upsert
-from stylequeue_shared.decoding import Inspected
+from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import Conflict, QueueFull
 from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.jobs.pictures import hold_pictures
 from stylequeue_shared.jobs.rows import state_of, styles_of, touch_pictures
-from stylequeue_shared.models import Job, JobState, JobStyle, Picture
+from stylequeue_shared.models import Job, JobState, JobStyle
 from stylequeue_shared.once import Once
 from stylequeue_shared.turns import Priority, standing, turn_of
 
 # PostgreSQL's lock under which waiting jobs are counted and added; any number does.
 SUBMITTING = 7_211
-
-
-def keep_pictures(database: Database, pictures: Sequence[Inspected]) -> None:
-    """Record pictures as used now; call it before their bytes are stored.
-
-    From here on the housekeeper leaves them alone for an hour.
-    """
-    with database.write() as connection:
-        # In order: two that lock the same pictures must not wait for each other.
-        for picture in sorted(set(pictures), key=lambda picture: picture.sha256):
-            row = upsert(connection, Picture).values(
-                sha256=picture.sha256,
-                media_type=picture.media_type,
-                width=picture.width,
-                height=picture.height,
-                bytes=picture.bytes,
-                used_at=now(),
-            )
-            connection.execute(
-                row.on_conflict_do_update(
-                    index_elements=[Picture.sha256], set_={"used_at": now()}
-                )
-            )
 
 
 def submit(
@@ -60,12 +37,14 @@ def submit(
     No worker that may take less than `least_bytes` of memory is to claim it. The jobs
     of an `owner` share the workers with those of others; many installations have one.
     `repeats`, a client's key with the digest of what it sent, stands for the job then.
-    Raises QueueFull when `max_waiting` jobs wait already, and InFlight.
+    Raises QueueFull when `max_waiting` jobs wait already, InFlight, and
+    PictureBeingDeleted.
     """
     values = {"estimate": estimate, "least_bytes": least_bytes}
     values |= {"turn": turn_of(now(), priority), **standing(priority, owner)}
     with database.write() as connection:
         refuse_when_full(connection, max_waiting)
+        hold_pictures(connection, [content_sha, *style_shas])
         job_id = _insert(
             connection, settings.model_dump(), content_sha, style_shas, values
         )

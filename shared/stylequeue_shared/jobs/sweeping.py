@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, update
 
+from stylequeue_shared.artefacts import states_prefix
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import MachineError, WorkerLost
 from stylequeue_shared.jobs.rows import (
@@ -13,12 +15,14 @@ from stylequeue_shared.jobs.rows import (
     charge,
     count,
     delete_jobs,
+    ended,
     failed,
     heed,
     made,
     newest_picture,
 )
 from stylequeue_shared.jobs.terms import MAX_FAULTS, MAX_LOSSES, Expected
+from stylequeue_shared.jobs.trash import throw_away
 from stylequeue_shared.models import LOST_LEASES, TERMINAL, Job, JobState
 
 
@@ -74,7 +78,7 @@ def _take_back(
                 f"The worker vanished {MAX_LOSSES} times while it ran this job."
             )
         if error is not None and job.requested != "cancel":
-            _give_up(connection, job.id, error)
+            _end_partial(connection, job.id, failed(error))
         else:
             heed(connection, job.id, job.requested)
     return [job.id for job in lost]
@@ -106,34 +110,19 @@ def foretell(database: Database, expected: Sequence[Expected]) -> None:
             connection.execute(new, rows)
 
 
-def _give_up(connection: Connection, job_id: str, error: MachineError) -> None:
-    values = failed(error)
-    newest = newest_picture(connection, job_id)
-    if newest is not None:
-        values |= made(replace(newest, partial=True))
-    connection.execute(update(Job).where(Job.id == job_id).values(**values))
-
-
-def ended_with_checkpoint(database: Database, limit: int = 100) -> list[str]:
-    """Return jobs whose checkpoints nobody needs any more."""
-    with database.read() as connection:
-        return list(
-            connection.scalars(
-                select(Job.id)
-                .where(Job.checkpoint_key.is_not(None), Job.state.in_(TERMINAL))
-                .limit(limit)
-            )
-        )
-
-
-def forget_checkpoint(database: Database, job_id: str) -> None:
-    """Name no checkpoint of an ended job: its files are gone."""
+def discard_checkpoints(database: Database, limit: int = 100) -> int:
+    """Put the checkpoints of ended jobs, which are large, into the trash."""
     with database.write() as connection:
-        connection.execute(
-            update(Job)
-            .where(Job.id == job_id, Job.state.in_(TERMINAL))
-            .values(checkpoint_key=None, checkpoint_step=None)
-        )
+        ended_jobs = connection.scalars(
+            select(Job.id)
+            .where(Job.checkpoint_key.is_not(None), Job.state.in_(TERMINAL))
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
+        throw_away(connection, [states_prefix(job_id) for job_id in ended_jobs])
+        here = update(Job).where(Job.id.in_(ended_jobs))
+        connection.execute(here.values(checkpoint_key=None, checkpoint_step=None))
+        return len(ended_jobs)
 
 
 def expire(database: Database, *, retention_days: float) -> int:
@@ -151,3 +140,37 @@ def expire(database: Database, *, retention_days: float) -> int:
         ).all()
         delete_jobs(connection, old)
         return len(old)
+
+
+def expire_paused(database: Database, *, retention_days: float) -> list[str]:
+    """Cancel jobs paused longer than `retention_days`; return their ids.
+
+    Each keeps its newest picture as a partial result.
+    """
+    before = now() - retention_days * 86400
+    with database.write() as connection:
+        old = connection.scalars(
+            select(Job.id)
+            .where(
+                Job.state == JobState.PAUSED,
+                # An earlier release does not write paused_at, so that it may be
+                # missing, or older than the newest attempt.
+                func.coalesce(Job.paused_at, 0.0) < before,
+                func.coalesce(Job.claimed_at, 0.0) < before,
+                Job.created_at < before,
+            )
+            .limit(100)
+            # A job that somebody resumes or cancels at this moment is left alone.
+            .with_for_update(skip_locked=True)
+        ).all()
+        for job_id in old:
+            _end_partial(connection, job_id, ended(JobState.CANCELLED))
+        return list(old)
+
+
+def _end_partial(connection: Connection, job_id: str, values: dict[str, Any]) -> None:
+    """End a job with its newest picture, if it has one, as a partial result."""
+    newest = newest_picture(connection, job_id)
+    if newest is not None:
+        values = values | made(replace(newest, partial=True))
+    connection.execute(update(Job).where(Job.id == job_id).values(**values))

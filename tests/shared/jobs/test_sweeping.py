@@ -2,7 +2,7 @@ import pytest
 from sqlalchemy import select, update
 
 from stylequeue_shared import jobs, registry
-from stylequeue_shared.artefacts import job_prefix, snapshot_key
+from stylequeue_shared.artefacts import job_prefix, snapshot_key, states_prefix
 from stylequeue_shared.database import Database
 from stylequeue_shared.errors import NotFound, NumericalError, OutOfMemory
 from stylequeue_shared.jobs import MAX_FAULTS, MAX_LOSSES
@@ -197,10 +197,11 @@ def test_the_checkpoint_of_an_ended_job_is_to_be_deleted(database: Database) -> 
         if held.job_id == job_id:
             jobs.succeed(database, held, HALF_WAY, MADE)
     end(database, JobState.SUCCEEDED)
-    assert jobs.ended_with_checkpoint(database) == [job_id]
-    for one in (job_id, running):
-        jobs.forget_checkpoint(database, one)
-    assert jobs.ended_with_checkpoint(database) == []
+    assert jobs.discard_checkpoints(database) == 1
+    assert jobs.discard_checkpoints(database) == 0
+    with database.read() as connection:
+        prefixes = connection.scalars(select(Trash.prefix)).all()
+    assert prefixes == [states_prefix(job_id)]
     assert row(database, job_id).checkpoint_key is None
     assert row(database, running).checkpoint_key == "state"
 
