@@ -253,6 +253,24 @@ store.open_store({str(tmp_path)!r}).put("a/b", bytes(5000))
     assert list((tmp_path / "a").iterdir()) == []
 
 
+def test_an_unfinished_file_that_cannot_be_deleted_stops_no_others(
+    folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [tmp_path / f"store/.unfinished-{number}" for number in range(3)]
+    for path in left:
+        path.touch()
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == left[0]:
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert folder.delete_unfinished(older_than=0) == 2
+    assert [path.exists() for path in left] == [True, False, False]
+
+
 def test_a_folder_that_vanishes_meanwhile_is_made_again(folder: Store) -> None:
     stop = threading.Event()
 

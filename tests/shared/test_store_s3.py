@@ -415,6 +415,28 @@ open_store({bucket!r}).put("a/b", bytes({LARGE}))
     assert unfinished(seaweedfs) == []
 
 
+def test_an_unfinished_upload_that_cannot_be_deleted_stops_no_others(
+    bucket: str, seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = bucket.removeprefix(f"s3://{BUCKET}/")
+    names = [f"{prefix}/{number}" for number in range(3)]
+    for name in names:
+        seaweedfs.client().create_multipart_upload(Bucket=BUCKET, Key=name)
+    store = open_store(bucket)
+    call = store_s3.S3Store._call
+
+    def refuse(store: store_s3.S3Store, method: str, *key: str, **given: Any) -> Any:
+        if method == "abort_multipart_upload" and given["Key"] == names[0]:
+            raise MachineError("the store refuses us")
+        return call(store, method, *key, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_s3.S3Store, "_call", refuse)
+        assert store.delete_unfinished(older_than=0) == 2
+    assert unfinished(seaweedfs) == names[:1]
+    assert store.delete_unfinished(older_than=0) == 1
+
+
 @pytest.mark.parametrize("size", [store_s3.PART_BYTES, LARGE])
 def test_a_server_that_dies_in_the_middle_of_a_file_has_the_old_one(
     own: SeaweedFS, monkeypatch: pytest.MonkeyPatch, size: int

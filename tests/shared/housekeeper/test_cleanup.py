@@ -288,6 +288,16 @@ def test_a_paused_job_without_a_picture_is_cancelled_without_one(house: House) -
     assert (found.state, found.result_key) == ("cancelled", None)
 
 
+def test_a_job_that_was_just_paused_stays_however_old_it_is(house: House) -> None:
+    submit(house.database)
+    held = claim(house.database)
+    age(house, 365 * 86_400)
+    jobs.request(house.database, held.job_id, "pause")
+    jobs.hand_back(house.database, held)
+    house.keeper().round()
+    assert row(house.database, held.job_id).state == "paused"
+
+
 @pytest.mark.parametrize("known", [Job.paused_at, Job.claimed_at, Job.created_at])
 def test_the_newest_known_time_of_a_paused_job_counts(house: House, known: Any) -> None:
     submit(house.database)

@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 
 from stylequeue_shared import jobs
 from stylequeue_shared.database import now
+from stylequeue_shared.housekeeper import chores
 from stylequeue_shared.housekeeper.chores import BUDGET_SECONDS
 from stylequeue_shared.housekeeper.housekeeper import Housekeeper
 from stylequeue_shared.housekeeper.lease import LEASE_SECONDS, NAME
@@ -275,9 +276,9 @@ def test_it_ends_soon_when_a_deletion_hangs(house: House, blocked: Blocked) -> N
 
 
 def test_it_stops_between_two_deletions_when_another_took_over(
-    house: House,
+    house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper = house.keeper()
+    monkeypatch.setattr(chores, "BUDGET_SECONDS", 1000.0)
 
     class Late(FolderStore):
         def delete_prefix(self, prefix: str) -> None:
