@@ -6,7 +6,8 @@ by what jobs took on that worker lately against their own estimates (its pace).
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -15,11 +16,14 @@ from sqlalchemy import Connection, select
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.jobs import ALIVE_SECONDS, Expected
 from stylequeue_shared.models import Job, JobState, Worker
+from stylequeue_shared.queue_simulation import Queue
 from stylequeue_shared.reading import is_paused, queue
-from stylequeue_shared.turns import Queue, Waiting
+from stylequeue_shared.stored_values import LONGEST_SECONDS, finite, json_number
 
 # What was said is not changed for less than this share of what is left, or seconds.
 NEWS_SHARE, NEWS_SECONDS = 0.05, 2.0
+# A worker that is told to be slower or faster than this is taken for that much.
+LEAST_PACE, MOST_PACE = 1e-3, 1e3
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,13 @@ def play(waiting: Queue, able: Iterable[Able]) -> list[Expected]:
     found = []
     while free:
         at, number, worker = heapq.heappop(free)
-        job = waiting.take(_fits(worker), worker.pace)
-        # Else nothing that is left fits it.
+        job = waiting.take(worker.budget, worker.pace)
+        # A worker that nothing fits any more gets no further job.
         if job is not None:
             ends = at + job.seconds * worker.pace
             found.append(Expected(job.id, at, ends))
             heapq.heappush(free, (ends, number, worker))
     return found
-
-
-def _fits(worker: Able) -> Callable[[Waiting], bool]:
-    budget = worker.budget
-    return lambda job: None in (budget, job.least_bytes) or job.least_bytes <= budget  # type: ignore[operator]
 
 
 def _workers(
@@ -93,17 +92,20 @@ def _workers(
         select(
             *(Worker.name, Worker.pace, Worker.budget_bytes),
             *(Worker.refuses, Worker.drain),
-            *(Job.id, Job.estimate, Job.claimed_at, Job.eta_seconds, Job.step),
+            *(Job.id, Job.claimed_at, Job.eta_seconds),
+            json_number(Job.estimate, "seconds").label("estimate"),
         )
         .outerjoin(Job, (Job.worker == Worker.name) & (Job.state == JobState.RUNNING))
         .where(Worker.seen_at > now() - ALIVE_SECONDS)
         .order_by(Worker.name)
     ).all()
     # One that was just started is taken for what the others are.
-    usual = median([row.pace for row in rows if row.pace] or [1.0])
+    paces = [finite(row.pace, LEAST_PACE, MOST_PACE) for row in rows if row.pace]
+    usual = median([pace for pace in paces if pace] or [1.0])
     able, running = [], []
     for row in rows:
-        pace, free_at = row.pace or usual, moment
+        pace = finite(row.pace or None, LEAST_PACE, MOST_PACE) or usual
+        free_at = moment
         if row.id is not None:
             left = _left(row.estimate, row.claimed_at, row.eta_seconds, moment, pace)
             if left is None:
@@ -116,18 +118,21 @@ def _workers(
 
 
 def _left(
-    estimate: dict[str, float] | None,
+    estimate: float | None,
     claimed_at: float | None,
     eta_seconds: float | None,
     moment: float,
     pace: float,
 ) -> float | None:
     """Return the seconds that a running job has left; None if nobody can say."""
-    if eta_seconds is not None:
-        return eta_seconds
-    if estimate is None or claimed_at is None:
+    told = finite(eta_seconds, 0.0, LONGEST_SECONDS)
+    if told is not None:
+        return float(told)
+    whole, since = finite(estimate, 0.0, LONGEST_SECONDS), finite(claimed_at)
+    if whole is None or since is None:
         return None
-    return max(0.0, estimate["seconds"] * pace - (moment - claimed_at))
+    # After the clock was set back the claim may lie ahead.
+    return float(max(0.0, whole * pace - max(0.0, moment - since)))
 
 
 def _is_news(
@@ -136,6 +141,8 @@ def _is_news(
     def differs(new: float | None, said: float | None) -> bool:
         if new is None or said is None:
             return new is not said
+        if not math.isfinite(said):
+            return True
         return abs(new - said) > max(NEWS_SECONDS, NEWS_SHARE * (new - moment))
 
     return differs(one.start, start) or differs(one.finish, finish)

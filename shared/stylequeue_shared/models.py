@@ -7,8 +7,10 @@ leases compare alike on SQLite and PostgreSQL whatever the machines' clocks say.
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from stylequeue_shared.stored_values import StoredJSON
 
 # The switch by which an operator has no job claimed.
 PAUSED = "queue_paused"
@@ -16,6 +18,10 @@ PAUSED = "queue_paused"
 
 # The counter of jobs whose worker vanished.
 LOST_LEASES = "lost_leases"
+# The counter of rows that could not be read, and were skipped or failed.
+SKIPPED_ROWS = "skipped_rows"
+# The counter of what owners had of the workers who are forgotten by now.
+FORGOTTEN_OWNERS = "worker_seconds_of_forgotten_owners"
 
 
 class JobState(StrEnum):
@@ -40,7 +46,7 @@ TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 class Base(DeclarativeBase):
     """Base of all tables."""
 
-    type_annotation_map = {dict[str, Any]: JSON}
+    type_annotation_map = {dict[str, Any]: StoredJSON}
 
 
 class Job(Base):
@@ -123,9 +129,11 @@ class Job(Base):
     result_height: Mapped[int | None]
     result_partial: Mapped[bool | None]
     # Weights digest, torch build, device, threads: what the picture depends on.
-    made_with: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    made_with: Mapped[dict[str, Any] | None] = mapped_column(StoredJSON)
     # Seconds, memory and worker as foreseen when it was submitted.
-    estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    estimate: Mapped[dict[str, Any] | None] = mapped_column(
+        StoredJSON(none_as_null=True)
+    )
 
     # The job whose pictures and settings it has; that may be deleted by now.
     retry_of: Mapped[str | None] = mapped_column(String(36))
@@ -207,7 +215,7 @@ class Worker(Base):
     # How long jobs took here lately, by their own estimates.
     pace: Mapped[float | None]
     # What it counted since its start.
-    tally: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    tally: Mapped[dict[str, Any] | None] = mapped_column(StoredJSON(none_as_null=True))
     started_at: Mapped[float]
     seen_at: Mapped[float]
 

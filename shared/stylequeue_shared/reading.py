@@ -1,5 +1,6 @@
 """What is read about jobs and workers; each function is one transaction."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from sqlalchemy import Row, Select, bindparam, exists, func, select, tuple_
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import NotFound
 from stylequeue_shared.models import (
+    FORGOTTEN_OWNERS,
     PAUSED,
     Counter,
     Job,
@@ -18,12 +20,23 @@ from stylequeue_shared.models import (
     Switch,
     Worker,
 )
-from stylequeue_shared.turns import Queue, Waiting, use
+from stylequeue_shared.queue_simulation import Queue, Waiting
+from stylequeue_shared.skipped_rows import note_skipped
+from stylequeue_shared.stored_values import (
+    LONGEST_SECONDS,
+    between,
+    finite,
+    json_number,
+    seconds_of,
+)
+from stylequeue_shared.turns import MOST_TOTAL_SECONDS, use
 
 # Workers beat every 5 s; one that was silent for longer than this is not shown.
 SEEN_SECONDS = 60.0
 # What a job is taken for that nobody could estimate.
 UNKNOWN_SECONDS = 60.0
+# Stands for the owners who are forgotten. No owner can be named so: see `OWNER`.
+FORGOTTEN = "(forgotten)"
 
 _job_table, _snapshot_table = Job.__table__, Snapshot.__table__
 _jobs = select(_job_table)
@@ -90,14 +103,17 @@ def page(
 
 
 def queue(database: Database) -> Queue:
-    """Return the queue as it is now, to be asked who will be claimed when."""
+    """Return the queue as it is now, to be asked who will be claimed when.
+
+    A job whose row cannot be read is left out.
+    """
     used = use()
     # Parts of the JSON alone: to read all of it takes three times as long.
     waits = (
         select(
             *(Job.id, Job.line, Job.turn, Job.least_bytes, Job.checkpoint_step),
-            Job.estimate["seconds"].as_float().label("seconds"),
-            Job.settings["steps"].as_integer().label("steps"),
+            json_number(Job.estimate, "seconds").label("seconds"),
+            json_number(Job.settings, "steps").label("steps"),
             func.coalesce(used.c.seconds, 0.0).label("used"),
         )
         .outerjoin(used, used.c.owner == Job.owner)
@@ -105,15 +121,31 @@ def queue(database: Database) -> Queue:
     )
     with database.read() as connection:
         found = connection.execute(waits).all()
-    return Queue(map(_waiting, found), {row.line[1:]: row.used for row in found})
+    waiting, bad = [], []
+    for row in found:
+        try:
+            waiting.append(_waiting(row))
+        except (ValueError, TypeError) as error:
+            bad.append((row.id, error))
+    for job_id, reason in bad:
+        note_skipped(database, "jobs", job_id, reason)
+    return Queue(waiting, {row.line[1:]: row.used for row in found})
 
 
 def _waiting(row: Any) -> Waiting:
+    """Return a job for the queue. Raises ValueError when its row cannot be read."""
     job_id, line, turn, least_bytes, done, seconds, steps, _ = row
+    if not line:
+        raise ValueError("it stands in no line")
+    if math.isnan(turn):
+        raise ValueError("its turn is no number")
+    seconds = finite(seconds, 0.0, LONGEST_SECONDS)
     if seconds is None:
         seconds = UNKNOWN_SECONDS
     if done:
-        seconds *= max(0.0, 1 - done / steps)
+        if finite(steps) is None or steps < 1:
+            raise ValueError(f"it has {steps} steps")
+        seconds *= max(0.0, min(1.0, 1 - done / steps))
     return Waiting(job_id, line, turn, seconds, least_bytes)
 
 
@@ -185,9 +217,18 @@ def counter(database: Database, name: str) -> float:
 
 
 def worker_seconds(database: Database) -> dict[str, float]:
-    """Return what each owner's ended attempts took of the workers."""
+    """Return what each owner's ended attempts took of the workers.
+
+    Under FORGOTTEN stands what owners had who are forgotten, so that the sum of all
+    never goes back.
+    """
+    known = select(Owner.name, between(Owner.total_seconds, 0.0, MOST_TOTAL_SECONDS))
+    forgotten = select(Counter.value).where(Counter.name == FORGOTTEN_OWNERS)
     with database.read() as connection:
-        return dict(connection.execute(select(Owner.name, Owner.total_seconds)).all())
+        found = dict(connection.execute(known).all())
+        if (others := connection.scalar(forgotten)) is not None:
+            found[FORGOTTEN] = others
+    return found
 
 
 def is_paused(database: Database) -> bool:
@@ -199,9 +240,10 @@ def is_paused(database: Database) -> bool:
 
 def oldest_waiting_seconds(database: Database) -> float:
     """Return the age of the oldest waiting job, 0 when none waits."""
-    age = select(now() - func.min(Job.created_at)).where(Job.state == JobState.QUEUED)
+    waits = Job.state == JobState.QUEUED
+    age = select(seconds_of(now() - func.min(Job.created_at))).where(waits)
     with database.read() as connection:
-        return max(0.0, connection.scalar(age) or 0.0)
+        return connection.scalar(age) or 0.0
 
 
 def _one(database: Database, wanted: Select[Any], missing: str) -> str:

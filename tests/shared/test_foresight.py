@@ -9,7 +9,7 @@ from stylequeue_shared.errors import Conflict
 from stylequeue_shared.foresight import Able, play
 from stylequeue_shared.jobs import Expected, Progress
 from stylequeue_shared.models import Job
-from stylequeue_shared.turns import Queue, Waiting
+from stylequeue_shared.queue_simulation import Queue, Waiting
 from tests.shared.submitting import claim, row, submit
 
 
@@ -88,10 +88,10 @@ def test_jobs_passed_over_keep_their_places_among_all_owners() -> None:
         {},
     )
     for expected in ("a2", "b1"):
-        one = waiting.take(lambda one: one.least_bytes == 50)
+        one = waiting.take(50)
         assert one is not None
         assert one.id == expected
-    assert waiting.take(lambda one: one.least_bytes == 50) is None
+    assert waiting.take(50) is None
     assert [one.id for one in waiting] == ["a1"]
 
 
@@ -198,7 +198,7 @@ def test_what_was_said_goes_with_the_state_it_was_said_of(database: Database) ->
         None,
         None,
     )
-    jobs.resume(database, job_id)
+    jobs.resume(database, job_id, max_waiting=1000)
     foretell(database)
     held = claim(database, "w1")
     assert row(database, job_id).eta_start is None

@@ -11,7 +11,8 @@ from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import Conflict, NotFound
 from stylequeue_shared.jobs import Claim, Result
 from stylequeue_shared.models import Job, Owner
-from stylequeue_shared.turns import PRIORITIES, Queue, Waiting
+from stylequeue_shared.queue_simulation import Queue, Waiting
+from stylequeue_shared.turns import PRIORITIES
 from tests.shared.submitting import HALF_WAY, claim, row, run_out, submit
 
 DAY = 86_400

@@ -204,7 +204,7 @@ def test_a_job_that_is_disturbed_in_every_way_ends_with_the_same_picture(
     paused_at = own.row(job).checkpoint_step
     assert 1 <= paused_at < 700
 
-    jobs.resume(own.database, job)
+    jobs.resume(own.database, job, max_waiting=1000)
     own.bell.ring(job)
     own.wait_for(lambda: own.row(job).step > paused_at)
     own.processes()[1].kill()

@@ -113,7 +113,7 @@ def test_a_paused_job_goes_on_from_where_it_was(bench: Bench) -> None:
     assert (row.state, row.requested, row.worker) == ("paused", None, None)
     assert row.checkpoint_step == stopped
     assert not bench.runner.run_next()
-    jobs.resume(bench.database, job)
+    jobs.resume(bench.database, job, max_waiting=1000)
     bench.engine.step_seconds = 0
     bench.engine.at = {stopped + 1: lambda: seen.append(bench.row(job).step)}
     seen: list[int] = []

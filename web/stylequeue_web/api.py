@@ -159,7 +159,7 @@ def pause(path: schemas.JobPath) -> Response:
 
 @blueprint.post("/jobs/<job_id>/resume", responses={202: schemas.JobBody})
 def resume(path: schemas.JobPath) -> Response:
-    """Have a paused job wait for its turn again, before jobs that never ran."""
+    """Have a paused job wait for its turn again; 503 while too many wait."""
     records.resume(services(), path.job_id)
     return json_answer(records.job(services(), path.job_id), 202)
 

@@ -89,7 +89,8 @@ def retry(services: Services, job_id: str) -> str:
 
 def resume(services: Services, job_id: str) -> None:
     """Have a paused job wait for its turn again, and wake a worker."""
-    jobs.resume(services.database, job_id)
+    limit = services.settings.max_waiting
+    jobs.resume(services.database, job_id, max_waiting=limit)
     services.bell.ring(job_id)
 
 

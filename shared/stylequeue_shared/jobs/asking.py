@@ -4,12 +4,22 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
-from stylequeue_shared.database import Database, upsert
+from stylequeue_shared.database import Database, now, upsert
 from stylequeue_shared.errors import Conflict
-from stylequeue_shared.jobs.rows import at_rest, delete_jobs, heed, state_of
+from stylequeue_shared.jobs.rows import delete_jobs, heed, state_of
+from stylequeue_shared.jobs.submitting import refuse_when_full
 from stylequeue_shared.jobs.terms import Request
 from stylequeue_shared.models import PAUSED, Job, JobState, Switch
-from stylequeue_shared.turns import Priority, ahead, in_front, standing, turn_of
+from stylequeue_shared.stored_values import between
+from stylequeue_shared.turns import (
+    AHEAD,
+    AHEAD_SECONDS,
+    Priority,
+    ahead,
+    in_front,
+    standing,
+    turn_of,
+)
 
 
 def request(database: Database, job_id: str, what: Request) -> None:
@@ -36,18 +46,23 @@ def request(database: Database, job_id: str, what: Request) -> None:
             connection.execute(here.values(requested=what, version=Job.version + 1))
 
 
-def resume(database: Database, job_id: str) -> None:
-    """Put a paused job back into the queue, or take back that it be paused.
+def resume(database: Database, job_id: str, *, max_waiting: int) -> None:
+    """Have a paused job wait again, or take back that it be paused.
 
-    Raises NotFound, and Conflict unless it is paused or about to be.
+    It waits in its class, and goes on from its checkpoint. A job that never ran keeps
+    its turn; one that ran waits like a new one, so pausing is no way to the front.
+    Raises NotFound, Conflict unless it is paused or about to be, and QueueFull when
+    `max_waiting` jobs wait already.
     """
     with database.write() as connection:
         job = state_of(connection, job_id)
         here = update(Job).where(Job.id == job_id)
         if job.state == JobState.PAUSED:
-            values = {"state": JobState.QUEUED, "version": Job.version + 1}
-            # One that never ran has its old turn: pausing is no way to the front.
-            values = at_rest(JobState.QUEUED) if job.attempt else values
+            refuse_when_full(connection, max_waiting)
+            submitted = now() if job.attempt else Job.created_at
+            values = standing(job.priority, job.owner)
+            values |= {"turn": turn_of(submitted, job.priority)}
+            values |= {"state": JobState.QUEUED, "version": Job.version + 1}
             connection.execute(here.values(**values))
         elif job.state == JobState.RUNNING and job.requested == "pause":
             connection.execute(here.values(requested=None, version=Job.version + 1))
@@ -59,20 +74,22 @@ def put_in_front(database: Database, job_id: str) -> None:
     """Make a waiting job the next one. Raises NotFound, and Conflict if none waits."""
     with database.write() as connection:
         waits = Job.state == JobState.QUEUED
-        earliest = connection.scalar(select(func.min(Job.turn)).where(waits))
+        turn = between(Job.turn, -2 * AHEAD_SECONDS, 0.0)
+        earliest = connection.scalar(select(func.min(turn)).where(waits))
         _change_waiting(connection, job_id, in_front(earliest or 0.0))
 
 
 def prioritise(database: Database, job_id: str, priority: Priority) -> None:
     """Move a waiting job to another class. Raises NotFound, Conflict unless it waits.
 
-    One that was put in front is there no longer; one that ran already stays ahead.
+    One that was put in front is there no longer; one that was lost or handed back
+    stays ahead.
     """
     with database.write() as connection:
         job = state_of(connection, job_id)
         values = standing(priority, job.owner)
         values["turn"] = turn_of(Job.created_at, priority)
-        if job.attempt:
+        if job.attempt and job.line.startswith(AHEAD):
             values |= ahead()
         _change_waiting(connection, job_id, values)
 

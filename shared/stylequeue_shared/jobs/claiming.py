@@ -3,7 +3,6 @@
 from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -19,14 +18,28 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import DataError
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from stylequeue_shared.database import Database, now
-from stylequeue_shared.errors import OurError
 from stylequeue_shared.job_settings import JobSettings
-from stylequeue_shared.jobs.rows import failed, styles_of
+from stylequeue_shared.jobs.rows import fail_unreadable, put_aside, styles_of
 from stylequeue_shared.jobs.terms import ALIVE_SECONDS, Claim
-from stylequeue_shared.models import PAUSED, Job, JobState, Snapshot, Switch, Worker
+from stylequeue_shared.models import (
+    PAUSED,
+    Job,
+    JobState,
+    Snapshot,
+    Switch,
+    Worker,
+)
+from stylequeue_shared.stored_values import (
+    estimate_of,
+    json_number,
+    object_of,
+    seconds_of,
+    time_of,
+)
 from stylequeue_shared.turns import next_job
 
 # PostgreSQL's lock under which jobs are claimed; any other number does.
@@ -44,37 +57,68 @@ def claim(
     """Take the job whose turn it is and that fits into `budget` bytes, or None.
 
     One atomic UPDATE decides; any number of workers may call it at once. A job whose
-    stored settings this version refuses fails, and the next one is taken.
+    row this version cannot read fails, and the next one is taken.
     """
-    with database.write() as connection:
-        while row := _take_turn(connection, worker, lease_seconds, budget):
-            try:
-                settings = JobSettings.model_validate(row.settings)
-            except ValidationError as error:
-                # Else it would run, for everybody but a worker, until its lease ends.
-                here = update(Job).where(Job.id == row.id)
-                connection.execute(here.values(**_unreadable(error)))
-                continue
-            shas = styles_of(connection, row.id)
-            return Claim(
-                *(row.id, row.attempt, settings, row.content_sha, shas),
-                *(row.made_with, row.checkpoint_key, row.faults, row.estimate),
-                row.waited if row.attempt == 1 else None,
-            )
+    while True:
+        try:
+            with database.write() as connection:
+                return _claim(connection, worker, lease_seconds, budget)
+        except _CannotBeTakenError as error:
+            put_aside(database, error.job_id, error.__cause__ or error)
+
+
+class _CannotBeTakenError(Exception):
+    """Raised when the database cannot compute the new values of a job."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
+def _claim(
+    connection: Connection, worker: str, lease_seconds: float, budget: int | None
+) -> Claim | None:
+    while row := _take_turn(connection, worker, lease_seconds, budget):
+        try:
+            return _read(row, styles_of(connection, row.id))
+        except ValueError as error:
+            # Without this it would run, for everybody but a worker, until its lease
+            # ends.
+            fail_unreadable(connection, row.id, error)
     return None
+
+
+def _read(row: Any, shas: tuple[str, ...]) -> Claim:
+    """Return the claim of a job that was taken. Raises ValueError."""
+    settings = JobSettings.model_validate(row.settings)
+    made_with = object_of(row.made_with)
+    if made_with is None and row.made_with is not None:
+        raise ValueError("made_with is not a JSON object")
+    # An estimate is only that: a job with a wrong one is as good as one without.
+    return Claim(
+        *(row.id, row.attempt, settings, row.content_sha, shas),
+        *(made_with, row.checkpoint_key, row.faults, estimate_of(row.estimate)),
+        row.waited if row.attempt == 1 else None,
+    )
 
 
 def _take_turn(
     connection: Connection, worker: str, lease_seconds: float, budget: int | None
 ) -> Any:
-    """Mark the job whose turn it is as running and return its row, if there is one."""
+    """Mark the job whose turn it is as running and return its row, if there is one.
+
+    Raises _CannotBeTakenError.
+    """
     turn, asked = _turn(limited=budget is not None), {"by": worker, "budget": budget}
     given = {"by": worker, "seconds": lease_seconds}
     if connection.dialect.name == "postgresql":
         # Whose turn it is depends on who was claimed before.
         connection.execute(_LOCK)
     while (job_id := connection.scalar(turn, asked)) is not None:
-        row = connection.execute(_take(), given | {"turn_of": job_id}).one_or_none()
+        try:
+            row = connection.execute(_take(), given | {"turn_of": job_id}).one_or_none()
+        except DataError as error:
+            raise _CannotBeTakenError(job_id) from error
         # None: somebody cancelled or paused it just now.
         if row is not None:
             if row.attempt > 1:
@@ -132,10 +176,7 @@ def _take() -> ReturningUpdate[Any]:
             claimed_at=now(),
             eta_start=None,
             # Its owner is charged for it from now on: see `turns`.
-            eta_finish=now()
-            + func.coalesce(
-                Job.eta_finish - Job.eta_start, Job.estimate["seconds"].as_float()
-            ),
+            eta_finish=now() + _expected_seconds(),
             lease_until=now() + bindparam("seconds", type_=Float),
             started_at=func.coalesce(Job.started_at, now()),
             # A job that ran before goes on from its checkpoint, or starts again;
@@ -148,9 +189,24 @@ def _take() -> ReturningUpdate[Any]:
         .returning(
             *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
             *(Job.checkpoint_key, Job.checkpoint_step, Job.faults, Job.estimate),
-            (Job.started_at - Job.created_at).label("waited"),
+            seconds_of(time_of(Job.started_at) - time_of(Job.created_at)).label(
+                "waited"
+            ),
         )
     )
+
+
+def _expected_seconds() -> ColumnElement[Any]:
+    """Return how long a waiting job is expected to take, null if nobody can say."""
+    foretold = case(
+        (
+            Job.eta_start.is_not(None) & Job.eta_finish.is_not(None),
+            seconds_of(time_of(Job.eta_finish) - time_of(Job.eta_start)),
+        ),
+        else_=null(),
+    )
+    estimated = seconds_of(json_number(Job.estimate, "seconds"), null())
+    return func.coalesce(foretold, estimated)
 
 
 def _forget_snapshots_after(
@@ -159,12 +215,4 @@ def _forget_snapshots_after(
     """Forget those of steps that are done again: they are saved again."""
     connection.execute(
         delete(Snapshot).where(Snapshot.job_id == job_id, Snapshot.step > (step or 0))
-    )
-
-
-def _unreadable(error: ValidationError) -> dict[str, Any]:
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = first["loc"][0] if first["loc"] else "settings"
-    return failed(
-        OurError(f"The stored settings cannot be read: {field}: {first['msg']}")
     )

@@ -3,16 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, select, update
+import structlog
+from pydantic import ValidationError
+from sqlalchemy import Connection, bindparam, delete, select, update
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from stylequeue_shared.artefacts import job_prefix
-from stylequeue_shared.database import now, upsert
-from stylequeue_shared.errors import LeaseLost, NotFound, StyleQueueError
+from stylequeue_shared.counting import count
+from stylequeue_shared.database import Database, now, upsert
+from stylequeue_shared.errors import LeaseLost, NotFound, OurError, StyleQueueError
 from stylequeue_shared.jobs.terms import Claim, Result
 from stylequeue_shared.jobs.trash import throw_away
 from stylequeue_shared.models import (
-    Counter,
+    SKIPPED_ROWS,
+    TERMINAL,
     Job,
     JobState,
     JobStyle,
@@ -21,7 +25,15 @@ from stylequeue_shared.models import (
     Snapshot,
     SubmissionKey,
 )
-from stylequeue_shared.turns import ahead, used_seconds
+from stylequeue_shared.stored_values import between
+from stylequeue_shared.turns import (
+    MOST_TOTAL_SECONDS,
+    ahead,
+    spent_seconds,
+    used_seconds,
+)
+
+log = structlog.get_logger()
 
 # The values of a job that failed by the fault of the machine it ran on.
 AWAY = {"faults": Job.faults + 1, "avoids": Job.worker}
@@ -71,33 +83,24 @@ def let_go(connection: Connection, held: Claim, values: dict[str, Any]) -> str |
     return requested
 
 
-def count(connection: Connection, name: str, more: float) -> None:
-    row = upsert(connection, Counter).values(name=name, value=more)
-    connection.execute(
-        row.on_conflict_do_update(
-            index_elements=[Counter.name],
-            set_={"value": Counter.value + row.excluded.value},
-        )
-    )
-
-
 def charge(connection: Connection, job_id: str) -> None:
     """Count what its last attempt took of a worker as its owner's."""
     this = Job.id == job_id
-    spent = select(func.coalesce(now() - Job.claimed_at, 0.0)).where(this)
+    spent = select(spent_seconds(now())).where(this)
     row = upsert(connection, Owner).values(
         name=select(Job.owner).where(this).scalar_subquery(),
         used_seconds=spent.scalar_subquery(),
         used_at=now(),
         total_seconds=spent.scalar_subquery(),
     )
+    total = between(Owner.total_seconds, 0.0, MOST_TOTAL_SECONDS)
     connection.execute(
         row.on_conflict_do_update(
             index_elements=[Owner.name],
             set_={
                 "used_seconds": used_seconds() + row.excluded.used_seconds,
                 "used_at": now(),
-                "total_seconds": Owner.total_seconds + row.excluded.total_seconds,
+                "total_seconds": total + row.excluded.total_seconds,
             },
         )
     )
@@ -175,6 +178,34 @@ def failed(error: StyleQueueError) -> dict[str, Any]:
     }
 
 
+def put_aside(database: Database, job_id: str, error: BaseException) -> None:
+    """Fail a job for which the database cannot compute what a change needs.
+
+    Call it outside transactions.
+    """
+    with database.write() as connection:
+        # The version may be what cannot grow any more.
+        here = update(Job).where(Job.id == job_id, Job.state.not_in(TERMINAL))
+        if connection.execute(here.values(version=1)).rowcount:
+            fail_unreadable(connection, job_id, error)
+
+
+def fail_unreadable(connection: Connection, job_id: str, error: BaseException) -> None:
+    """Fail a job whose row cannot be read, and say so in the log and a metric."""
+    log.error("row_unreadable", table="jobs", row=job_id, error=str(error)[:500])
+    here = update(Job).where(Job.id == job_id)
+    connection.execute(here.values(**failed(_unreadable(error))))
+    count(connection, SKIPPED_ROWS, 1)
+
+
+def _unreadable(error: BaseException) -> OurError:
+    if not isinstance(error, ValidationError):
+        return OurError("The stored job cannot be read; the log tells why.")
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = first["loc"][0] if first["loc"] else "settings"
+    return OurError(f"The stored settings cannot be read: {field}: {first['msg']}")
+
+
 def made(result: Result) -> dict[str, Any]:
     return {f"result_{name}": value for name, value in vars(result).items()}
 
@@ -184,6 +215,7 @@ def state_of(connection: Connection, job_id: str) -> Any:
         select(
             *(Job.state, Job.settings, Job.content_sha, Job.requested),
             *(Job.estimate, Job.least_bytes, Job.owner, Job.attempt),
+            *(Job.priority, Job.line),
         )
         # PostgreSQL's text has no NUL, nor has any id.
         .where(Job.id == job_id.replace("\0", "?"))
@@ -229,7 +261,9 @@ def touch_pictures(connection: Connection, job_ids: Sequence[str]) -> None:
         select(Picture.sha256)
         .where(Picture.sha256.in_(used))
         .order_by(Picture.sha256)
-        .with_for_update()
+        # FOR NO KEY UPDATE: a submission that inserts its job locks the pictures by
+        # foreign key, in another order. It must not have to wait for these locks.
+        .with_for_update(key_share=True)
     ).all()
     here = update(Picture).where(Picture.sha256.in_(locked))
     connection.execute(here.values(used_at=now()))

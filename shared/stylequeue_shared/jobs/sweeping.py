@@ -4,26 +4,37 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Update,
+    bindparam,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.exc import DataError
 
 from stylequeue_shared.artefacts import states_prefix
+from stylequeue_shared.counting import count
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.errors import MachineError, WorkerLost
 from stylequeue_shared.jobs.rows import (
     AWAY,
     at_rest,
     charge,
-    count,
     delete_jobs,
     ended,
     failed,
     heed,
     made,
     newest_picture,
+    put_aside,
 )
 from stylequeue_shared.jobs.terms import MAX_FAULTS, MAX_LOSSES, Expected
 from stylequeue_shared.jobs.trash import throw_away
 from stylequeue_shared.models import LOST_LEASES, TERMINAL, Job, JobState
+from stylequeue_shared.skipped_rows import note_skipped
 
 
 def return_lost(database: Database) -> list[str]:
@@ -33,8 +44,7 @@ def return_lost(database: Database) -> list[str]:
     newer checkpoint fails, since something about it ends workers, with its newest
     picture.
     """
-    with database.write() as connection:
-        return _take_back(connection, Job.lease_until < now())
+    return _take_back(database, Job.lease_until < now())
 
 
 def return_orphans(
@@ -45,43 +55,61 @@ def return_orphans(
     So it need not wait for its lease. With a cause that is the machine's fault it is
     sent away, and fails on the last of MAX_FAULTS workers.
     """
-    with database.write() as connection:
-        return _take_back(connection, Job.worker == worker, cause)
+    return _take_back(database, Job.worker == worker, cause)
 
 
 def _take_back(
-    connection: Connection,
-    whose: ColumnElement[bool],
-    cause: MachineError | None = None,
+    database: Database, whose: ColumnElement[bool], cause: MachineError | None = None
 ) -> list[str]:
+    wanted = select(Job.id).where(Job.state == JobState.RUNNING, whose)
+    with database.read() as connection:
+        found = connection.scalars(wanted).all()
+    # Each in a transaction of its own, so that one that fails stops no other.
+    return [
+        job_id for job_id in found if _take_one_back(database, job_id, whose, cause)
+    ]
+
+
+def _take_one_back(
+    database: Database,
+    job_id: str,
+    whose: ColumnElement[bool],
+    cause: MachineError | None,
+) -> bool:
+    """Return whether the job was still to be taken back."""
+    this = select(Job.id).where(Job.id == job_id, Job.state == JobState.RUNNING, whose)
+    try:
+        with database.write() as connection:
+            # A job that is held up in the middle of a transaction is not waited for.
+            if connection.scalar(this.with_for_update(skip_locked=True)) is None:
+                return False
+            _return_to_queue(connection, job_id, cause)
+    except DataError as error:
+        put_aside(database, job_id, error)
+    return True
+
+
+def _return_to_queue(
+    connection: Connection, job_id: str, cause: MachineError | None
+) -> None:
     spent = {"losses": Job.losses + 1} if cause is None else AWAY
-    # One that is held up in the middle of a transaction holds up no others.
-    found = connection.scalars(
-        select(Job.id)
-        .where(Job.state == JobState.RUNNING, whose)
-        .with_for_update(skip_locked=True)
-    ).all()
-    if not found:
-        return []
-    lost = connection.execute(
+    job = connection.execute(
         update(Job)
-        .where(Job.id.in_(found))
+        .where(Job.id == job_id)
         .values(**at_rest(JobState.QUEUED), **spent)
-        .returning(Job.id, Job.requested, Job.losses, Job.faults)
-    ).all()
-    count(connection, LOST_LEASES, len(lost))
-    for job in lost:
-        charge(connection, job.id)
-        error = cause if job.faults >= MAX_FAULTS else None
-        if job.losses >= MAX_LOSSES:
-            error = WorkerLost(
-                f"The worker vanished {MAX_LOSSES} times while it ran this job."
-            )
-        if error is not None and job.requested != "cancel":
-            _end_partial(connection, job.id, failed(error))
-        else:
-            heed(connection, job.id, job.requested)
-    return [job.id for job in lost]
+        .returning(Job.requested, Job.losses, Job.faults)
+    ).one()
+    count(connection, LOST_LEASES, 1)
+    charge(connection, job_id)
+    error = cause if job.faults >= MAX_FAULTS else None
+    if job.losses >= MAX_LOSSES:
+        error = WorkerLost(
+            f"The worker vanished {MAX_LOSSES} times while it ran this job."
+        )
+    if error is not None and job.requested != "cancel":
+        _end_partial(connection, job_id, failed(error))
+    else:
+        heed(connection, job_id, job.requested)
 
 
 def foretell(database: Database, expected: Sequence[Expected]) -> None:
@@ -106,8 +134,20 @@ def foretell(database: Database, expected: Sequence[Expected]) -> None:
             }
             for one in part
         ]
+        try:
+            with database.write() as connection:
+                connection.execute(new, rows)
+        except DataError:
+            for row in rows:
+                _foretell_one(database, new, row)
+
+
+def _foretell_one(database: Database, new: Update, row: dict[str, Any]) -> None:
+    try:
         with database.write() as connection:
-            connection.execute(new, rows)
+            connection.execute(new, [row])
+    except DataError as error:
+        note_skipped(database, "jobs", row["job_id"], error)
 
 
 def discard_checkpoints(database: Database, limit: int = 100) -> int:

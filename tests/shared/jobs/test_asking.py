@@ -66,7 +66,7 @@ def test_a_waiting_job_is_paused_at_once_and_waits_again_when_resumed(
     assert (found.state, found.requested, found.version) == ("paused", None, 2)
     assert claim(database).job_id == other
     assert jobs.claim(database, "w1", lease_seconds=30) is None
-    jobs.resume(database, job_id)
+    jobs.resume(database, job_id, max_waiting=1000)
     assert claim(database).job_id == job_id
 
 
@@ -74,7 +74,7 @@ def test_a_job_that_never_ran_is_resumed_in_its_old_place(database: Database) ->
     first, second, third = (submit(database) for _ in range(3))
     for job_id in (third, second):
         jobs.request(database, job_id, "pause")
-        jobs.resume(database, job_id)
+        jobs.resume(database, job_id, max_waiting=1000)
     assert [claim(database).job_id for _ in range(3)] == [first, second, third]
 
 
@@ -108,7 +108,7 @@ def test_a_pause_that_is_taken_back_in_time_does_not_stop_the_job(
     job_id = submit(database)
     held = claim(database)
     jobs.request(database, job_id, "pause")
-    jobs.resume(database, job_id)
+    jobs.resume(database, job_id, max_waiting=1000)
     assert jobs.renew(database, held, lease_seconds=30) is None
     # Its worker may have heard of it all the same.
     jobs.hand_back(database, held)
@@ -118,10 +118,10 @@ def test_a_pause_that_is_taken_back_in_time_does_not_stop_the_job(
 def test_only_a_paused_job_is_resumed(database: Database) -> None:
     job_id = submit(database)
     with pytest.raises(Conflict, match="queued; only a paused"):
-        jobs.resume(database, job_id)
+        jobs.resume(database, job_id, max_waiting=1000)
     claim(database)
     with pytest.raises(Conflict, match="running; only a paused"):
-        jobs.resume(database, job_id)
+        jobs.resume(database, job_id, max_waiting=1000)
 
 
 def test_a_job_that_waits_is_finished_with_its_newest_picture(
@@ -161,7 +161,7 @@ def test_nothing_takes_a_cancellation_back(database: Database) -> None:
     jobs.request(database, job_id, "finish")
     assert jobs.renew(database, held, lease_seconds=30) == "cancel"
     with pytest.raises(Conflict):
-        jobs.resume(database, job_id)
+        jobs.resume(database, job_id, max_waiting=1000)
 
 
 @pytest.mark.parametrize("what", ["finish", "pause"])
@@ -289,7 +289,7 @@ def test_a_job_that_does_not_exist_is_not_found(
 ) -> None:
     asked: list[Callable[[], object]] = [
         lambda: jobs.request(database, job_id, "cancel"),
-        lambda: jobs.resume(database, job_id),
+        lambda: jobs.resume(database, job_id, max_waiting=1000),
         lambda: jobs.forget(database, job_id),
     ]
     for ask in asked:
