@@ -146,6 +146,10 @@ class OurError(StyleQueueError):
     code = "internal"
 
 
+class UnreadableRow(OurError):
+    """Raised for a row of the database that cannot be read."""
+
+
 class BadConfiguration(OurError):
     """Raised when an environment variable is missing or wrong; names it."""
 

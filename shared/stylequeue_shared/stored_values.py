@@ -143,7 +143,7 @@ def object_of(value: Any) -> dict[str, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
-def numbers_of(value: Any) -> dict[str, float]:
+def numbers_of(value: Any) -> dict[str, Any]:
     """Return those members of a JSON object that are finite numbers."""
     return {
         name: one

@@ -8,6 +8,7 @@ from stylequeue_shared.database import Database
 from stylequeue_shared.errors import InvalidSetting
 from stylequeue_shared.estimates import Estimate, Speed, estimate, fits, largest_size
 from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.stored_values import finite
 
 Size = tuple[int, int]
 
@@ -47,13 +48,17 @@ def _on(
     worker: Any, settings: JobSettings, content: Size, styles: Sequence[Size]
 ) -> Estimate | None:
     """Return what the job takes on that worker; None if it has not told its speed."""
-    if worker.operations_per_second is None or worker.bytes_per_second is None:
-        return None
-    speed = Speed(
-        worker.operations_per_second,
-        worker.low_operations_per_second,
-        worker.bytes_per_second,
+    usual, low, moved = (
+        finite(one, 1.0) if one else None
+        for one in (
+            worker.operations_per_second,
+            worker.low_operations_per_second,
+            worker.bytes_per_second,
+        )
     )
+    if usual is None or moved is None:
+        return None
+    speed = Speed(usual, low, moved)
     budget, gpu = worker.budget_bytes, bool(worker.gpu)
     return estimate(settings, content, styles, budget, speed, gpu=gpu)
 

@@ -16,7 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stylequeue_shared import reading
-from stylequeue_shared.models import LOST_LEASES, JobState
+from stylequeue_shared.models import LOST_LEASES, SKIPPED_ROWS, JobState
+from stylequeue_shared.stored_values import finite, numbers_of
 from stylequeue_web.readiness import DEGRADED, OK, Readiness, make_readiness
 from stylequeue_web.services import NAME, Services, services
 
@@ -104,7 +105,7 @@ class JobNumbers:
         yield GaugeMetricFamily(
             "stylequeue_steps_per_second",
             "Optimisation steps per second of all workers.",
-            value=sum(worker.steps_per_second or 0.0 for worker in seen),
+            value=sum(finite(worker.steps_per_second) or 0.0 for worker in seen),
         )
         yield GaugeMetricFamily(
             "stylequeue_queue_paused",
@@ -115,6 +116,11 @@ class JobNumbers:
             "stylequeue_lost_leases",
             "Jobs whose worker vanished.",
             value=reading.counter(database, LOST_LEASES),
+        )
+        yield CounterMetricFamily(
+            "stylequeue_rows_skipped",
+            "Rows of the database that could not be read; the log names them.",
+            value=reading.counter(database, SKIPPED_ROWS),
         )
         by_owner = CounterMetricFamily(
             "stylequeue_worker_seconds",
@@ -129,7 +135,7 @@ class JobNumbers:
 
 def _tallied(workers: Iterable[Any]) -> Iterable[Metric]:
     """Return what each worker counted since its start."""
-    tallies = {worker.name: worker.tally or {} for worker in workers}
+    tallies = {worker.name: numbers_of(worker.tally) for worker in workers}
     for name, documentation in TALLIED_SECONDS.items():
         summary = SummaryMetricFamily(
             f"stylequeue_{name}_seconds", documentation, labels=["worker"]

@@ -4,14 +4,16 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from stylequeue_shared import jobs, reading
 from stylequeue_shared.artefacts import PREVIEW_SIZE, media_type
-from stylequeue_shared.errors import InvalidSetting, NotFound
+from stylequeue_shared.errors import InvalidSetting, NotFound, UnreadableRow
 from stylequeue_shared.models import JobState
+from stylequeue_shared.skipped_rows import note_skipped
+from stylequeue_shared.stored_values import LAST_TIME, estimate_of, finite, object_of
 from stylequeue_web.services import Services
 
 PREFIX = "/api/v1"
@@ -52,10 +54,14 @@ def job(services: Services, job_id: str) -> dict[str, Any]:
 
 
 def job_and_version(services: Services, job_id: str) -> tuple[dict[str, Any], Version]:
-    """Return the body of a job and the version it was read at. Raises NotFound."""
+    """Return the body of a job and the version it was read at.
+
+    Raises NotFound, and UnreadableRow.
+    """
     row, snapshots = reading.job(services.database, job_id)
     position = _position(services, job_id, row.state)
-    return _body(row, snapshots, position), Version(row.version, row.state, position)
+    body = _body(services, row, snapshots, position)
+    return body, Version(row.version, row.state, position)
 
 
 def page(
@@ -63,15 +69,19 @@ def page(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Return the bodies of `limit` jobs, newest first, and the cursor of the next page.
 
-    Raises InvalidSetting for a cursor that is not one of ours.
+    A job whose row cannot be read is left out. Raises InvalidSetting for a cursor that
+    is not one of ours.
     """
     before = None if cursor is None else _before(cursor)
     found = reading.page(services.database, state=state, limit=limit + 1, before=before)
-    bodies = [
-        _body(row, snapshots, _position(services, row.id, row.state))
-        for row, snapshots in found[:limit]
-    ]
-    return bodies, _cursor(found[limit - 1][0]) if len(found) > limit else None
+    bodies = []
+    for row, snapshots in found[:limit]:
+        try:
+            position = _position(services, row.id, row.state)
+            bodies.append(_body(services, row, snapshots, position))
+        except UnreadableRow as error:
+            note_skipped(services.database, "jobs", row.id, error)
+    return bodies, _cursor(found[:limit]) if len(found) > limit else None
 
 
 def styles(services: Services, job_id: str) -> int:
@@ -117,29 +127,36 @@ def workers(services: Services) -> list[dict[str, Any]]:
             "refuses": row.refuses,
             "drain": row.drain,
             "job": row.job,
-            "steps_per_second": row.steps_per_second,
+            "steps_per_second": finite(row.steps_per_second),
             "seen_at": _time(row.seen_at),
         }
         for row in reading.workers(services.database)
     ]
 
 
-def _body(row: Any, snapshots: Sequence[Any], position: int | None) -> dict[str, Any]:
+def _body(
+    services: Services, row: Any, snapshots: Sequence[Any], position: int | None
+) -> dict[str, Any]:
+    """Return the JSON of a job. Raises UnreadableRow."""
     here = f"{PREFIX}/jobs/{row.id}"
+    settings = object_of(row.settings)
+    # Those of another release may differ from today's; they are shown as they are.
+    if settings is None or finite(settings.get("steps")) is None:
+        raise UnreadableRow(f"The settings of job {row.id} cannot be read.")
     return {
         "id": row.id,
         "state": row.state,
         "created_at": _time(row.created_at),
         "started_at": _time(row.started_at),
         "finished_at": _time(row.finished_at),
-        "settings": row.settings,
+        "settings": settings,
         "progress": _progress(row),
         "queue_position": position,
         "priority": row.priority,
         "owner": row.owner or None,
         "eta_start": _time(row.eta_start),
         "eta_finish": _time(row.eta_finish),
-        "estimate": row.estimate,
+        "estimate": estimate_of(row.estimate),
         "retry_of": row.retry_of,
         "attempt": row.attempt,
         "requested": row.requested,
@@ -151,7 +168,7 @@ def _body(row: Any, snapshots: Sequence[Any], position: int | None) -> dict[str,
                 "content_loss": snapshot.content_loss,
                 **_addresses(f"{here}/snapshots/{snapshot.step}"),
             }
-            for snapshot in snapshots
+            for snapshot in _readable(services, snapshots)
         ],
         "result": _result(row, here),
         "error": row.error_code
@@ -160,7 +177,7 @@ def _body(row: Any, snapshots: Sequence[Any], position: int | None) -> dict[str,
             "message": row.error_message,
             "fault": row.error_fault,
         },
-        "made_with": row.made_with,
+        "made_with": object_of(row.made_with),
         "links": {
             "self": here,
             "page": f"/jobs/{row.id}",
@@ -175,11 +192,21 @@ def _progress(row: Any) -> dict[str, Any] | None:
     return {
         "step": row.step,
         "steps": row.settings["steps"],
-        "style_loss": row.style_loss,
-        "content_loss": row.content_loss,
-        "steps_per_second": row.steps_per_second,
-        "eta_seconds": row.eta_seconds,
+        "style_loss": finite(row.style_loss),
+        "content_loss": finite(row.content_loss),
+        "steps_per_second": finite(row.steps_per_second),
+        "eta_seconds": finite(row.eta_seconds),
     }
+
+
+def _readable(services: Services, snapshots: Sequence[Any]) -> Iterator[Any]:
+    """Give the snapshots whose losses are numbers."""
+    for one in snapshots:
+        if None not in (finite(one.style_loss), finite(one.content_loss)):
+            yield one
+        else:
+            name = f"{one.job_id} {one.step}"
+            note_skipped(services.database, "snapshots", name, "a loss is no number")
 
 
 def _result(row: Any, here: str) -> dict[str, Any] | None:
@@ -199,10 +226,10 @@ def _addresses(url: str) -> dict[str, str]:
 
 
 def _time(seconds: float | None) -> str | None:
-    """Write a time of the database as RFC 3339 in UTC."""
+    """Write a time of the database as RFC 3339 in UTC; absurd ones as the nearest."""
     if seconds is None:
         return None
-    moment = datetime.fromtimestamp(seconds, UTC)
+    moment = datetime.fromtimestamp(finite(seconds, 0.0, LAST_TIME) or 0.0, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -210,8 +237,13 @@ def _position(services: Services, job_id: str, state: str) -> int | None:
     return services.positions.of(job_id) if state == JobState.QUEUED else None
 
 
-def _cursor(row: Any) -> str:
-    return base64.urlsafe_b64encode(f"{row.created_at!r} {row.id}".encode()).decode()
+def _cursor(page: Sequence[tuple[Any, Any]]) -> str | None:
+    """Name the last job of a page whose time is a number."""
+    for row, _ in reversed(page):
+        if finite(row.created_at) is not None:
+            text = f"{row.created_at!r} {row.id}"
+            return base64.urlsafe_b64encode(text.encode()).decode()
+    return None
 
 
 def _before(cursor: str) -> tuple[float, str]:

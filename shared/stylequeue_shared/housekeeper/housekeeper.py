@@ -14,6 +14,7 @@ from types import FrameType
 import structlog
 
 from stylequeue_shared import foresight, jobs, logs, registry
+from stylequeue_shared.clock_setback import correct_times
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.housekeeper.chores import Budget, Chore
 from stylequeue_shared.housekeeper.cleanup import Cleanup
@@ -22,6 +23,7 @@ from stylequeue_shared.housekeeper.orphans import OrphanSweep
 from stylequeue_shared.housekeeper.wake import wake_workers
 from stylequeue_shared.migrate import check
 from stylequeue_shared.once import forget_keys
+from stylequeue_shared.owners import forget_owners
 from stylequeue_shared.queue import Bell
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store, open_store
@@ -60,6 +62,12 @@ class Housekeeper:
         orphans = OrphanSweep(database, store)
         # Each lane is a thread: nothing in the first may call the store, or take long.
         self._recovery = (
+            Chore(
+                "correct_times",
+                lambda turn: correct_times(
+                    database, lease_seconds=settings.lease_seconds
+                ),
+            ),
             Chore("return_lost", lambda turn: self._return_lost()),
             Chore("wake_workers", lambda turn: wake_workers(database, bell)),
         )
@@ -74,6 +82,7 @@ class Housekeeper:
             Chore("discard_checkpoints", cleanup.discard_checkpoints),
             Chore("forget_keys", lambda turn: forget_keys(database)),
             Chore("forget_workers", lambda turn: registry.forget_silent(database)),
+            Chore("forget_owners", lambda turn: forget_owners(database)),
             Chore(
                 "correct_used_at",
                 lambda turn: jobs.correct_used_at(database),

@@ -7,12 +7,13 @@ import uuid_utils
 from sqlalchemy import Connection, func, insert, select
 
 from stylequeue_shared.database import Database, now
-from stylequeue_shared.errors import Conflict, QueueFull
+from stylequeue_shared.errors import Conflict, QueueFull, UnreadableRow
 from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.jobs.pictures import hold_pictures
 from stylequeue_shared.jobs.rows import state_of, styles_of, touch_pictures
 from stylequeue_shared.models import Job, JobState, JobStyle
 from stylequeue_shared.once import Once
+from stylequeue_shared.stored_values import estimate_of, object_of
 from stylequeue_shared.turns import Priority, standing, turn_of
 
 # PostgreSQL's lock under which waiting jobs are counted and added; any number does.
@@ -64,10 +65,12 @@ def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
         job = state_of(connection, job_id)
         if not JobState(job.state).is_terminal:
             raise Conflict(f"The job is {job.state}; only an ended job can be retried.")
+        if object_of(job.settings) is None:
+            raise UnreadableRow(f"The settings of job {job_id} cannot be read.")
         refuse_when_full(connection, max_waiting)
         shas = styles_of(connection, job_id)
         touch_pictures(connection, [job_id])
-        values = {"estimate": job.estimate, "least_bytes": job.least_bytes}
+        values = {"estimate": estimate_of(job.estimate), "least_bytes": job.least_bytes}
         values |= {"turn": now(), **standing("normal", job.owner)}
         values["retry_of"] = job_id
         return _insert(connection, job.settings, job.content_sha, shas, values)
