@@ -5,7 +5,7 @@ from sqlalchemy import delete
 from stylequeue_shared.counting import count
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.models import FORGOTTEN_OWNERS, Owner
-from stylequeue_shared.stored_values import between, time_of
+from stylequeue_shared.stored_values import finite, time_of
 from stylequeue_shared.turns import MOST_TOTAL_SECONDS
 
 # What an owner had counts for nothing after two days. The row stays for a month, so
@@ -20,9 +20,11 @@ def forget_owners(database: Database) -> int:
     the sum over all owners. An owner who comes back starts at 0.
     """
     idle = time_of(Owner.used_at) < now() - FORGOTTEN_SECONDS
-    total = between(Owner.total_seconds, 0.0, MOST_TOTAL_SECONDS)
+    gone = delete(Owner).where(idle).returning(Owner.total_seconds)
     with database.write() as connection:
-        gone = connection.scalars(delete(Owner).where(idle).returning(total)).all()
-        if gone:
-            count(connection, FORGOTTEN_OWNERS, sum(gone))
-        return len(gone)
+        totals = connection.scalars(gone).all()
+        if totals:
+            # Bounded here: SQLite 3.40 compares columns wrongly in RETURNING.
+            bounded = [finite(one, 0.0, MOST_TOTAL_SECONDS) or 0.0 for one in totals]
+            count(connection, FORGOTTEN_OWNERS, sum(bounded))
+        return len(totals)

@@ -34,7 +34,9 @@ from stylequeue_shared.models import (
     Worker,
 )
 from stylequeue_shared.stored_values import (
+    LONGEST_SECONDS,
     estimate_of,
+    finite,
     json_number,
     object_of,
     seconds_of,
@@ -98,8 +100,16 @@ def _read(row: Any, shas: tuple[str, ...]) -> Claim:
     return Claim(
         *(row.id, row.attempt, settings, row.content_sha, shas),
         *(made_with, row.checkpoint_key, row.faults, estimate_of(row.estimate)),
-        row.waited if row.attempt == 1 else None,
+        _waited(row) if row.attempt == 1 else None,
     )
+
+
+def _waited(row: Any) -> float | None:
+    """Return for how long a job waited for its first start, None if its times err."""
+    since, until = finite(row.created_at), finite(row.started_at)
+    if since is None or until is None:
+        return None
+    return float(min(max(0.0, until - since), LONGEST_SECONDS))
 
 
 def _take_turn(
@@ -189,9 +199,7 @@ def _take() -> ReturningUpdate[Any]:
         .returning(
             *(Job.id, Job.attempt, Job.settings, Job.content_sha, Job.made_with),
             *(Job.checkpoint_key, Job.checkpoint_step, Job.faults, Job.estimate),
-            seconds_of(time_of(Job.started_at) - time_of(Job.created_at)).label(
-                "waited"
-            ),
+            *(Job.created_at, Job.started_at),
         )
     )
 

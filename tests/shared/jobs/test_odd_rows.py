@@ -279,3 +279,19 @@ def write_json(database: Database, job_id: str, column: str, stored: str) -> Non
             text(f"UPDATE jobs SET {column} = {value} WHERE id = :id"),
             {"stored": stored, "id": job_id},
         )
+
+
+def test_numbers_that_are_none_stop_no_claim(postgresql_url: str) -> None:
+    # SQLite stores them as null, which these columns refuse.
+    database = Database(postgresql_url)
+    odd, good = submit(database, owner="ann"), submit(database, owner="bob")
+    nan = math.nan
+    write_owner(database, "ann", used_seconds=nan, used_at=nan, total_seconds=nan)
+    change(database, odd, turn=nan, created_at=nan, eta_start=nan, eta_finish=nan)
+    assert [one.id for one in reading.queue(database)] == [good]
+    jobs.foretell(database, foresight.foretell(database))
+    assert set(claim_all(database)) == {odd, good}
+    run_out(database, odd)
+    jobs.return_lost(database)
+    assert math.isfinite(sum(owner(database, "ann")))
+    database.close()
