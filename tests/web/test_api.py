@@ -519,6 +519,19 @@ def test_a_job_that_has_not_ended_is_neither_retried_nor_deleted(
     assert kept.rows() == rows
 
 
+def test_a_job_is_not_resumed_while_the_queue_is_full(
+    client: FlaskClient, submit: Submit
+) -> None:
+    job = submit()
+    assert client.post(job["links"]["pause"]).status_code == 202
+    for _ in range(5):
+        submit()
+    answer = client.post(job["links"]["resume"])
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "queue_full")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert client.get(job["links"]["self"]).get_json()["state"] == "paused"
+
+
 def test_a_retry_is_refused_while_the_queue_is_full(
     client: FlaskClient, submit: Submit
 ) -> None:

@@ -166,6 +166,7 @@ def test_the_numbers_of_an_idle_installation_are_all_there(
         "stylequeue_steps_per_second": 0,
         "stylequeue_queue_paused": 0,
         "stylequeue_lost_leases_total": 0,
+        "stylequeue_rows_skipped_total": 0,
     }
 
 
@@ -205,6 +206,7 @@ def test_jobs_are_counted_by_state_and_workers_by_speed(
         "stylequeue_steps_per_second": 8.1,
         "stylequeue_queue_paused": 0,
         "stylequeue_lost_leases_total": 0,
+        "stylequeue_rows_skipped_total": 0,
     }
 
 
@@ -253,7 +255,7 @@ def test_a_paused_queue_is_told(client: FlaskClient, database: Database) -> None
 
 def test_the_numbers_say_what_they_are(client: FlaskClient) -> None:
     families = list(text_string_to_metric_families(client.get("/metrics").text))
-    assert len(families) == 12
+    assert len(families) == 13
     for family in families:
         assert family.type in ("gauge", "counter", "summary")
         assert family.documentation.endswith(".")
