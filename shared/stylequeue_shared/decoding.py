@@ -1,21 +1,26 @@
-"""Uploads are decoded in a child process, which a crashing codec or a bomb may cost.
+"""Decode uploads in a child process, which a crashing codec or a bomb may cost.
 
-Pillow is not imported here: what others sent is never decoded in this process.
+Nothing that others sent is ever decoded in the process that calls these functions, be
+it a web server or a worker; Pillow is only imported where its picture is returned.
 """
 
 import hashlib
-import json
-import os
-import signal
-import subprocess
+import mmap
 import sys
-import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Literal
 
-from stylequeue_shared.errors import InvalidPicture, OurError
+from stylequeue_shared import decoder_process
+from stylequeue_shared.decoder_process import Limits
+from stylequeue_shared.errors import InvalidPicture
+from stylequeue_shared.system_errors import machine_errors
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # -I: neither the environment nor the current folder decides what is imported.
 COMMAND = [
@@ -26,21 +31,22 @@ COMMAND = [
     "-m",
     "stylequeue_shared.decoding_child",
 ]
-# Of what the parent has: a Python outside the usual places, and the mark by which
-# `stylequeue up` finds what it started. No secrets.
-KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "_STYLEQUEUE_UP")
 
-# Measured at 50 megapixels over all formats: at most 1.33 GB (a WEBP with alpha) and
-# 2.4 s (a PNG with alpha and a profile). The base holds the libraries.
+# Measured at 50 megapixels over all formats: at most 1.33 GB (a WEBP with alpha). The
+# base holds the libraries.
 BASE_BYTES = 512 * 1024**2
 BYTES_PER_PIXEL = 28
-BASE_SECONDS = 15.0
-SECONDS_PER_PIXEL = 0.5e-6
-# The clock on the wall also counts while other processes have the cores.
-PATIENCE = 3.0
-
-# A decoder may take a gigabyte, so no process has more than two at once.
-_slots = threading.BoundedSemaphore(2)
+# Measured at 50 megapixels: at most 3.5 s to read one (a PNG with alpha and a profile)
+# and 6.5 s more to write it as a PNG. Allowed is four times that, for slower machines.
+BASE_SECONDS = 4.0
+SECONDS_PER_PIXEL = 0.2e-6
+WRITING_SECONDS_PER_PIXEL = 0.5e-6
+# The largest file that is made of a picture: all its pixels, and what is around them.
+WRITTEN_BASE_BYTES = 1_000_000
+WRITTEN_BYTES_PER_PIXEL = 5
+# The largest picture that any installation may accept. A worker decodes uploads that a
+# web server has checked against its own limit, which the worker need not be told.
+LARGEST_UPLOAD = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -54,28 +60,11 @@ class Inspected:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the child may take: address space in bytes, seconds of a core, pixels."""
-
-    bytes: int
-    seconds: float
-    pixels: int
-
-    @classmethod
-    def for_pixels(cls, pixels: int) -> "Limits":
-        """Return limits that every honest picture of that many pixels fits into."""
-        return cls(
-            bytes=BASE_BYTES + BYTES_PER_PIXEL * pixels,
-            seconds=BASE_SECONDS + SECONDS_PER_PIXEL * pixels,
-            pixels=pixels,
-        )
-
-
 def inspect(path: Path, *, field: str, max_bytes: int, max_pixels: int) -> Inspected:
     """Decode the whole picture and say what it is.
 
-    Raises InvalidPicture that names the field, what was found and what is allowed.
+    Raises InvalidPicture that names the field, what was found and what is allowed, and
+    MachineError when this machine cannot decode it now.
     """
     size = path.stat().st_size
     if size > max_bytes:
@@ -84,95 +73,86 @@ def inspect(path: Path, *, field: str, max_bytes: int, max_pixels: int) -> Inspe
             f"allowed are at most {_megabytes(max_bytes)}",
             field=field,
         )
-    try:
-        found, _ = _call(path, Limits.for_pixels(max_pixels), action="inspect")
-    except InvalidPicture as error:
-        raise InvalidPicture(f"{field}: {error.message}", field=field) from error
+    request = {"action": "inspect", "path": str(path.absolute())}
+    with _naming(field):
+        found = decoder_process.ask(COMMAND, request, limits(max_pixels))
     return Inspected(sha256=_digest(path), bytes=size, **found)
+
+
+def decode(
+    path: Path,
+    *,
+    field: str,
+    keep_alpha: bool = False,
+    max_pixels: int = LARGEST_UPLOAD,
+) -> "Image.Image":
+    """Return the picture as `images.decode` does, in RGB or RGBA.
+
+    Raises InvalidPicture that names the field, and MachineError.
+    """
+    from PIL import Image
+
+    request = {"action": "decode", "path": str(path.absolute())}
+    allowed = limits(max_pixels, writes=True)
+    with machine_errors(), TemporaryFile(prefix="stylequeue-") as file:
+        with _naming(field):
+            found = decoder_process.ask(
+                COMMAND,
+                {**request, "keep_alpha": keep_alpha},
+                allowed,
+                file.fileno(),
+            )
+        size = (found["width"], found["height"])
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as pixels,
+        ):
+            return Image.frombytes(found["mode"], size, pixels)
 
 
 def render(
     source: Path,
+    target: Path,
     *,
     size: int | None,
     format: Literal["png", "jpeg"],
     max_pixels: int = 100_000_000,
-) -> bytes:
-    """Return the picture, upright and without metadata, at most `size` pixels long.
+) -> None:
+    """Write the picture to `target`, upright, without metadata, at most `size` long.
 
     The default of `max_pixels` is above the largest result and the usual limit of
     uploads; an installation that takes larger ones gives its own.
-    Raises InvalidPicture.
+    Raises InvalidPicture and MachineError.
     """
-    limits = Limits.for_pixels(max_pixels)
-    return _call(source, limits, action="render", size=size, format=format)[1]
-
-
-def _call(path: Path, limits: Limits, **request: Any) -> tuple[dict[str, Any], bytes]:
-    """Return the child's answer and the bytes behind it."""
-    request |= {"path": str(path.absolute()), **vars(limits)}
-    with _slots:
-        returncode, output, complaint = _run(
-            [*COMMAND, json.dumps(request)], limits.seconds * PATIENCE
+    request = {"action": "render", "path": str(source.absolute())}
+    with machine_errors(), target.open("wb") as file:
+        decoder_process.ask(
+            COMMAND,
+            {**request, "size": size, "format": format},
+            limits(max_pixels, writes=True),
+            file.fileno(),
         )
-    # The first line says that the child has come as far as looking at the picture;
-    # a child that has not says nothing about the picture.
-    ready, _, output = output.partition(b"\n")
-    if ready != b"ready" and returncode is not None:
-        lines = complaint.decode(errors="replace").strip().splitlines()
-        raise OurError(
-            f"the picture decoder does not start (exit {returncode}): "
-            f"{lines[-1] if lines else 'no reason given'}"
-        )
-    head, newline, body = output.partition(b"\n")
-    if returncode != 0 or not newline:
-        raise InvalidPicture(_cause_of_death(returncode, limits))
-    answer = json.loads(head)
-    if "invalid" in answer:
-        raise InvalidPicture(answer["invalid"])
-    return answer, body
 
 
-def _run(command: list[str], seconds: float) -> tuple[int | None, bytes, bytes]:
-    """Return exit status, output and complaints; None if it took too long."""
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=_environment(),
-        cwd="/",
-        start_new_session=True,
-    ) as process:
-        try:
-            output, complaint = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return None, b"", b""
-        finally:
-            # Its group too, in case a codec has started something.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, output, complaint
+def limits(pixels: int, *, writes: bool = False) -> Limits:
+    """Return limits that every honest picture of that many pixels fits into."""
+    seconds = SECONDS_PER_PIXEL + (WRITING_SECONDS_PER_PIXEL if writes else 0)
+    written = WRITTEN_BASE_BYTES + WRITTEN_BYTES_PER_PIXEL * pixels if writes else 0
+    return Limits(
+        bytes=BASE_BYTES + BYTES_PER_PIXEL * pixels,
+        seconds=BASE_SECONDS + seconds * pixels,
+        pixels=pixels,
+        written=written,
+    )
 
 
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    # One thread each: every further one takes address space.
-    return {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", **kept}
-
-
-def _cause_of_death(returncode: int | None, limits: Limits) -> str:
-    if returncode in (None, -signal.SIGXCPU):
-        return (
-            "found a picture that takes too long to decode; "
-            f"allowed are {limits.seconds:.0f} seconds"
-        )
-    if returncode == -signal.SIGKILL:  # by the system, which is out of memory
-        return (
-            "found a picture that needs too much memory; "
-            f"allowed are {_megabytes(limits.bytes)}"
-        )
-    return "found a picture that crashes its decoder; allowed are undamaged pictures"
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Name the field in the refusal of its picture."""
+    try:
+        yield
+    except InvalidPicture as error:
+        raise InvalidPicture(f"{field}: {error.message}", field=field) from error
 
 
 def _digest(path: Path) -> str:

@@ -9,8 +9,9 @@ StyleQueueError
 |     `- InFlight            the same submission is still at work
 |- MachineError              this machine cannot do it now; another one, or later, may
 |  |- QueueFull              too many jobs wait already
-|  |- DiskFull               the store is below its floor of free space
 |  |- PictureBeingDeleted    an upload's old file is being removed right now
+|  |- Busy                   as many requests of this kind run as may run at a time
+|  |- DiskFull               the store or the temporary folder has too little space
 |  |- NothingFits            the job does not fit into the worker's memory
 |  |- OutOfMemory            memory ran out while the job ran
 |  |- DeviceFailed           a GPU, or its driver, failed or hangs
@@ -88,8 +89,15 @@ class QueueFull(MachineError):
     code = "queue_full"
 
 
+class Busy(MachineError):
+    """Raised when as many costly requests run as this process takes at a time."""
+
+    code = "busy"
+    retry_after = 5
+
+
 class DiskFull(MachineError):
-    """Raised when the store has less free space than its floor."""
+    """Raised when the store or the temporary folder has too little free space."""
 
     code = "disk_full"
     retry_after = 300

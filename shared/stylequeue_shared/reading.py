@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from sqlalchemy import Row, Select, bindparam, exists, func, select, tuple_
@@ -16,6 +17,7 @@ from stylequeue_shared.models import (
     JobState,
     JobStyle,
     Owner,
+    Picture,
     Snapshot,
     Switch,
     Worker,
@@ -214,6 +216,17 @@ def counter(database: Database, name: str) -> float:
     with database.read() as connection:
         wanted = select(Counter.value).where(Counter.name == name)
         return connection.scalar(wanted) or 0.0
+
+
+def is_named(database: Database, key: str) -> bool:
+    """Whether there still is the job, or the upload, whose file lies under the key."""
+    folder, *_, name = PurePosixPath(key).parts
+    if folder == "pictures":
+        wanted = select(Picture.sha256).where(Picture.sha256 == name)
+    else:
+        wanted = select(Job.id).where(Job.id == PurePosixPath(key).parts[1])
+    with database.read() as connection:
+        return connection.scalar(wanted) is not None
 
 
 def worker_seconds(database: Database) -> dict[str, float]:

@@ -63,6 +63,12 @@ class Settings(BaseModel):
         None,
         description="Folder of the pictures, or s3://bucket/prefix; left out: in HOME.",
     )
+    store_quota_mb: float | None = Field(
+        None,
+        ge=1000,
+        description="Largest size of all files in the store together, in MB; left "
+        "out: as much as fits. Web servers and the housekeeper need it.",
+    )
     weights: str = Field(
         "bundled", description="`bundled`, `imagenet` or a safetensors file."
     )
@@ -182,6 +188,12 @@ class Settings(BaseModel):
     def max_file_bytes(self) -> int:
         """Largest upload per picture, in bytes."""
         return int(self.max_file_mb * 1_000_000)
+
+    @property
+    def store_quota_bytes(self) -> int | None:
+        """Largest size of all files in the store together, in bytes."""
+        quota = self.store_quota_mb
+        return None if quota is None else int(quota * 1_000_000)
 
     @property
     def max_pixels(self) -> int:

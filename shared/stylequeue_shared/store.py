@@ -72,6 +72,10 @@ class Store(ABC):
         """Return what is free; None where nobody can say."""
 
     @abstractmethod
+    def used_bytes(self) -> int:
+        """Return the size of all files together: an expensive walk over all of them."""
+
+    @abstractmethod
     def check(self) -> None:
         """See that the store can be written to. Raises DiskFull."""
 

@@ -6,15 +6,15 @@ botocore reads by itself.
 
 import re
 import shutil
-import tempfile
 import time
 from asyncio import AbstractEventLoop
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from tempfile import NamedTemporaryFile
+from typing import IO, Any, BinaryIO
 
 import structlog
 from aiohttp import ClientError as BrokenAnswer
@@ -35,6 +35,7 @@ from stylequeue_shared.errors import (
     StyleQueueError,
 )
 from stylequeue_shared.store import KEY, Store, check_key, check_prefix
+from stylequeue_shared.system_errors import machine_errors
 
 ADDRESS = re.compile(
     r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
@@ -125,11 +126,22 @@ class S3Store(Store):
 
     @contextmanager
     def local(self, key: str) -> Iterator[Path]:
-        with tempfile.NamedTemporaryFile(prefix="stylequeue-") as file:
-            with self.open(key) as source, _as_ours():
-                shutil.copyfileobj(source, file, READ_BYTES)
-                file.flush()
+        with self._copied(key) as file:
             yield Path(file.name)
+
+    def _copied(self, key: str) -> IO[bytes]:
+        """Return a temporary file with the bytes, which is gone when it is closed."""
+        with machine_errors():
+            file = NamedTemporaryFile(prefix="stylequeue-")  # noqa: SIM115
+            try:
+                with self.open(key) as source:
+                    shutil.copyfileobj(source, file, READ_BYTES)
+                file.flush()
+            except BaseException:
+                with suppress(OSError):  # the rest of a file that found no room
+                    file.close()
+                raise
+        return file
 
     def exists(self, key: str) -> bool:
         try:
@@ -145,16 +157,17 @@ class S3Store(Store):
         self._call("delete_object", key)
 
     def delete_prefix(self, prefix: str) -> None:
-        for names in filter(None, self._pages(check_prefix(prefix))):
-            objects = {"Objects": [{"Key": name} for name in names], "Quiet": True}
+        for page in filter(None, self._pages(check_prefix(prefix))):
+            names = [{"Key": found["Key"]} for found in page]
+            objects = {"Objects": names, "Quiet": True}
             answer = self._call("delete_objects", Delete=objects)
             for refused in answer.get("Errors", ()):
                 raise MachineError(f"the store deletes nothing ({refused['Code']})")
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        for names in self._pages(check_prefix(prefix) if prefix else ""):
-            for name in names:
-                key = name.removeprefix(self._root)
+        for page in self._pages(check_prefix(prefix) if prefix else ""):
+            for found in page:
+                key = found["Key"].removeprefix(self._root)
                 if KEY.fullmatch(key):
                     yield key
 
@@ -169,6 +182,9 @@ class S3Store(Store):
 
     def free_bytes(self) -> int | None:
         return None
+
+    def used_bytes(self) -> int:
+        return sum(found["Size"] for page in self._pages("") for found in page)
 
     def check(self) -> None:
         name = f"{self._root}{CHECKED}"
@@ -190,12 +206,12 @@ class S3Store(Store):
     def _name(self, key: str) -> str:
         return f"{self._root}{check_key(key)}"
 
-    def _pages(self, prefix: str) -> Iterator[list[str]]:
-        """Yield the names of all objects under the prefix, up to 1000 at a time."""
+    def _pages(self, prefix: str) -> Iterator[list[dict[str, Any]]]:
+        """Yield what is told of the objects under the prefix, up to 1000 at a time."""
         where = {"Prefix": f"{self._root}{prefix}"}
         while True:
             answer = self._call("list_objects_v2", **where)
-            yield [found["Key"] for found in answer.get("Contents", ())]
+            yield answer.get("Contents", [])
             if not answer.get("IsTruncated"):
                 return
             where["ContinuationToken"] = answer["NextContinuationToken"]

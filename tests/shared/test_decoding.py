@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import struct
@@ -9,6 +10,7 @@ import zlib
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -16,9 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stylequeue_shared import decoding, images
+from stylequeue_shared import decoder_process, decoding, images
 from stylequeue_shared.decoding import Inspected
-from stylequeue_shared.errors import InvalidPicture, OurError
+from stylequeue_shared.errors import (
+    Busy,
+    DiskFull,
+    InvalidPicture,
+    MachineError,
+    OurError,
+)
 from tests.shared.pictures import colourful, exif, png, saved, swapped_profile
 
 MAX_BYTES = 20_000_000
@@ -37,6 +45,12 @@ def inspect(path: Path, data: bytes | None = None, **limits: int) -> Inspected:
         path.write_bytes(data)
     limits = {"max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS} | limits
     return decoding.inspect(path, field="content", **limits)
+
+
+def render(path: Path, *, size: int | None, format: Literal["png", "jpeg"]) -> bytes:
+    target = path.with_name("rendition")
+    decoding.render(path, target, size=size, format=format)
+    return target.read_bytes()
 
 
 def refusal(path: Path, data: bytes | None = None, **limits: int) -> str:
@@ -82,7 +96,7 @@ def test_the_name_of_the_file_decides_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["png", "jpeg"])
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_a_rendition_tells_nothing_of_its_maker(
-    upload: Path, source: str, format: str
+    upload: Path, source: str, format: Literal["png", "jpeg"]
 ) -> None:
     options = {"comment": b"SECRET COMMENT"} if source == "JPEG" else {}
     data = saved(
@@ -90,7 +104,7 @@ def test_a_rendition_tells_nothing_of_its_maker(
     )
     assert b"SECRET PLACE" in data  # or the test would show nothing
     upload.write_bytes(data)
-    rendition = decoding.render(upload, size=None, format=format)
+    rendition = render(upload, size=None, format=format)
     for trace in (b"SECRET", b"Exif", b"eXIf", b"ICC", b"iCCP", b"http"):
         assert trace not in rendition
     with Image.open(BytesIO(rendition)) as image:
@@ -100,19 +114,19 @@ def test_a_rendition_tells_nothing_of_its_maker(
 
 
 def test_a_rendition_has_the_pixels_of_the_picture(upload: Path) -> None:
-    full = decoding.render(upload, size=None, format="png")
+    full = render(upload, size=None, format="png")
     with Image.open(BytesIO(full)) as image:
         assert image.tobytes() == colourful().tobytes()
     # The same bytes however it came about, so that they may be cached.
-    assert decoding.render(upload, size=480, format="png") == full
-    with Image.open(BytesIO(decoding.render(upload, size=12, format="jpeg"))) as image:
+    assert render(upload, size=480, format="png") == full
+    with Image.open(BytesIO(render(upload, size=12, format="jpeg"))) as image:
         assert image.size == (12, 8)
 
 
 def test_rendering_what_is_no_picture_is_refused(upload: Path) -> None:
     upload.write_text("no picture")
     with pytest.raises(InvalidPicture, match="found a text"):
-        decoding.render(upload, size=None, format="png")
+        render(upload, size=None, format="png")
 
 
 def test_a_file_of_too_many_bytes_is_refused(upload: Path) -> None:
@@ -144,7 +158,7 @@ def test_a_thin_picture_is_refused(upload: Path) -> None:
 def test_a_picture_that_is_a_web_page_too_is_read_as_a_picture(upload: Path) -> None:
     script = b"<html><script>alert(1)</script></html>"
     assert inspect(upload, saved(colourful(), "PNG") + script).media_type == "image/png"
-    assert script not in decoding.render(upload, size=None, format="png")
+    assert script not in render(upload, size=None, format="png")
     assert "a web page" in refusal(upload, script + saved(colourful(), "PNG"))
 
 
@@ -248,14 +262,38 @@ def test_a_codec_that_crashes_costs_one_refusal(
     assert inspect(upload).width == 48
 
 
-def test_a_child_killed_by_the_system_was_out_of_memory(
-    upload: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_child_killed_from_outside_is_the_machines_fault(
+    upload: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    child(monkeypatch, "os.kill(os.getpid(), signal.SIGKILL)")
-    assert "too much memory" in refusal(upload)
+    child(
+        monkeypatch,
+        f"signal.signal(signal.{name}, signal.SIG_DFL) if {name!r} != 'SIGKILL' else 0"
+        f"\nos.kill(os.getpid(), signal.{name})",
+    )
+    with pytest.raises(MachineError, match=rf"decoder was killed \({name}\)"):
+        inspect(upload)
 
 
-def test_a_decoder_that_hangs_is_ended_with_all_it_started(
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_child_that_cannot_be_started_now_is_the_machines_fault(
+    upload: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*given: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    with pytest.raises(MachineError, match=r"^The server .*; try again later\.$"):
+        inspect(upload)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a device that is full")
+def test_a_full_temporary_folder_is_the_machines_fault(upload: Path) -> None:
+    with pytest.raises(DiskFull, match="temporary folder is full"):
+        decoding.render(upload, Path("/dev/full"), size=None, format="png")
+
+
+def test_a_decoder_that_waits_for_ever_is_ended_with_all_it_started(
     upload: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pids = tmp_path / "pids"
@@ -267,7 +305,9 @@ def test_a_decoder_that_hangs_is_ended_with_all_it_started(
     )
     monkeypatch.setattr(decoding, "BASE_SECONDS", 1.0)
     monkeypatch.setattr(decoding, "SECONDS_PER_PIXEL", 0.0)
-    assert "too long to decode; allowed are 1 seconds" in refusal(upload)
+    # It has not used the time that its picture may cost: something else has.
+    with pytest.raises(Busy, match="too busy to decode"):
+        inspect(upload)
     deadline = time.monotonic() + 20
     while any(map(is_running, map(int, pids.read_text().split()))):
         assert time.monotonic() < deadline
@@ -344,17 +384,20 @@ def test_the_child_gets_no_secrets_and_none_of_our_files(
     monkeypatch.setenv("_STYLEQUEUE_UP", "home")
     child(
         monkeypatch,
-        "print('{}')\nprint(os.environ, os.getcwd())\n"
-        "if sys.platform == 'linux': print(os.listdir('/proc/self/fd'))",
+        "seen = f'{os.environ} {os.getcwd()}'\n"
+        "if sys.platform == 'linux': seen += str(os.listdir('/proc/self/fd'))\n"
+        "import json; print(json.dumps({'invalid': seen}))",
     )
     with upload.open() as file:
         os.set_inheritable(file.fileno(), True)
-        seen = decoding.render(upload, size=None, format="png").decode()
+        with pytest.raises(InvalidPicture) as refused:
+            inspect(upload)
+    seen = refused.value.message
     assert "hush" not in seen
     assert "elsewhere" not in seen
     assert "_STYLEQUEUE_UP" in seen  # by which `stylequeue up` finds its own
     if sys.platform == "linux":
-        assert "/\n['0', '1', '2', '3']" in seen
+        assert "/['0', '1', '2', '3']" in seen
 
 
 def test_no_more_than_two_decode_at_once(
@@ -368,6 +411,51 @@ def test_no_more_than_two_decode_at_once(
     for thread in threads:
         thread.join()
     assert time.monotonic() - start > 0.8
+
+
+def test_nobody_waits_for_a_decoder_without_end(
+    upload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_process, "SLOT_SECONDS", 0.05)
+    monkeypatch.setattr(decoder_process, "_slots", threading.BoundedSemaphore(1))
+    with decoder_process._slots, pytest.raises(Busy) as busy:
+        inspect(upload)
+    assert 0 < busy.value.retry_after < 30
+    assert inspect(upload).width == 48
+
+
+def test_decoders_let_web_servers_and_workers_go_first(
+    upload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import json, os, sys\nfrom stylequeue_shared import decoding_child\n"
+        "decoding_child.handle = lambda request: {'invalid': str(os.nice(0))}\n"
+        "decoding_child.main(json.loads(sys.argv[1]), sys.stdout.buffer)"
+    )
+    monkeypatch.setattr(decoding, "COMMAND", [sys.executable, "-I", "-c", code])
+    with pytest.raises(InvalidPicture) as answered:
+        inspect(upload)
+    assert answered.value.message == f"content: {os.nice(0) + 5}"
+
+
+@pytest.mark.parametrize("keep_alpha", [False, True])
+def test_a_decoded_picture_is_the_one_that_images_reads(
+    upload: Path, keep_alpha: bool
+) -> None:
+    clear = colourful(301, 333)
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    upload.write_bytes(saved(clear, "PNG"))
+    got = decoding.decode(upload, field="content", keep_alpha=keep_alpha)
+    right = images.decode(upload, keep_alpha=keep_alpha)
+    assert (got.mode, got.size) == (right.mode, right.size)
+    assert got.tobytes() == right.tobytes()
+
+
+def test_a_picture_that_cannot_be_decoded_names_its_field(upload: Path) -> None:
+    upload.write_text("no picture")
+    with pytest.raises(InvalidPicture, match=r"^style\[1\]: found a text") as refused:
+        decoding.decode(upload, field="style[1]")
+    assert refused.value.field == "style[1]"
 
 
 def test_no_child_is_left_behind(upload: Path) -> None:

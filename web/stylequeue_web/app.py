@@ -14,6 +14,7 @@ from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.job_settings import MAX_STYLES
 from stylequeue_shared.settings import Settings
 from stylequeue_web import (
+    admission,
     api,
     fleet,
     health,
@@ -60,8 +61,8 @@ def create_app(settings: Settings) -> Application:
         SESSION_COOKIE_SAMESITE="Lax",
         # Every picture at its limit, and the fields.
         MAX_CONTENT_LENGTH=(MAX_STYLES + 1) * settings.max_file_bytes + 1_000_000,
-        MAX_FORM_MEMORY_SIZE=500_000,
-        MAX_FORM_PARTS=100,
+        MAX_FORM_MEMORY_SIZE=uploads.MAX_TEXT_BYTES,
+        MAX_FORM_PARTS=uploads.MAX_PARTS,
         MAX_FILE_BYTES=settings.max_file_bytes,
         BOOTSTRAP_SERVE_LOCAL=True,
         WTF_CSRF_TIME_LIMIT=None,
@@ -69,6 +70,8 @@ def create_app(settings: Settings) -> Application:
     app.extensions[NAME] = services = open_services(settings)
     _check_tables(services.database)
     security.protect(app, settings)
+    # Before the check of the form's token, which reads the body.
+    admission.protect(app)
     app.url_value_preprocessor(check_ids)
     problems.register(app)
     Bootstrap5(app)

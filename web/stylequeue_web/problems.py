@@ -10,10 +10,12 @@ from flask import Flask, Response, current_app, make_response, request
 from flask.typing import ResponseReturnValue
 from flask_limiter import RateLimitExceeded
 from pydantic import ValidationError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from stylequeue_shared.database import OUTAGE
 from stylequeue_shared.errors import InFlight, MachineError, OurError, StyleQueueError
+from stylequeue_shared.system_errors import as_machine_error
+from stylequeue_web.admission import MAX_OTHER_BYTES, UPLOAD_ENDPOINTS
 from stylequeue_web.pages import error_page
 
 MEDIA_TYPE = "application/problem+json"
@@ -29,6 +31,8 @@ def register(app: Flask) -> None:
     app.register_error_handler(HTTPException, from_http)
     for outage in OUTAGE:
         app.register_error_handler(outage, from_outage)
+    app.register_error_handler(OSError, from_system)
+    app.register_error_handler(MemoryError, from_system)
     app.register_error_handler(Exception, from_defect)
 
 
@@ -73,6 +77,8 @@ def from_http(error: HTTPException) -> ResponseReturnValue:
     detail = error.description or ""
     if isinstance(error, RateLimitExceeded):
         detail = f"Too many submissions from this address: {detail} are allowed."
+    if isinstance(error, RequestEntityTooLarge):
+        detail = _too_large()
     response = _answer(status, code, detail, None)
     if isinstance(error, RateLimitExceeded):
         response.headers["Retry-After"] = str(_seconds_to_next_window())
@@ -88,10 +94,31 @@ def from_outage(error: Exception) -> ResponseReturnValue:
     return from_ours(MachineError("The database does not answer; try again soon."))
 
 
+def from_system(error: OSError | MemoryError) -> ResponseReturnValue:
+    """Answer what the operating system refuses: often for want of space or memory."""
+    ours = as_machine_error(error)
+    if ours is None:
+        return from_defect(error)
+    _log("machine_error", error)
+    return from_ours(ours)
+
+
 def from_defect(error: Exception) -> ResponseReturnValue:
     """Answer an unforeseen error: the log tells all, the client nothing of it."""
     _log("request_failed", error)
     return _answer(500, "internal", "Something went wrong on our side.", None)
+
+
+def _too_large() -> str:
+    if request.endpoint not in UPLOAD_ENDPOINTS:
+        return f"The body is too long; allowed are {MAX_OTHER_BYTES / 1000:.0f} kB."
+    config = current_app.config
+    return (
+        f"The form is too large; allowed are {config['MAX_CONTENT_LENGTH'] / 1e6:.0f} "
+        f"MB in all, {config['MAX_FORM_PARTS']} pictures and other fields, and "
+        f"{config['MAX_FORM_MEMORY_SIZE'] / 1000:.0f} kB in a field of text such as "
+        "settings."
+    )
 
 
 def _seconds_to_next_window() -> int:

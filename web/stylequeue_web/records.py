@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from stylequeue_shared import jobs, reading
+from stylequeue_shared import free_space, jobs, reading
 from stylequeue_shared.artefacts import PREVIEW_SIZE, media_type
 from stylequeue_shared.errors import InvalidSetting, NotFound, UnreadableRow
 from stylequeue_shared.models import JobState
@@ -90,8 +90,13 @@ def styles(services: Services, job_id: str) -> int:
 
 
 def retry(services: Services, job_id: str) -> str:
-    """Record the job once more, as a new one, and wake a worker; return the new id."""
+    """Record the job once more, as a new one, and wake a worker; return the new id.
+
+    Raises NotFound, Conflict, QueueFull and DiskFull.
+    """
     limit = services.settings.max_waiting
+    quota = services.settings.store_quota_bytes
+    free_space.check(services.database, services.store, quota)
     again = jobs.retry(services.database, job_id, max_waiting=limit)
     services.bell.ring(again)
     return again

@@ -1,9 +1,13 @@
 """Pictures as they leave the house: without metadata, at a fitting size."""
 
+from functools import partial
 from io import BytesIO
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from flask import Response, request, send_file
 
+from stylequeue_shared import reading
 from stylequeue_shared.artefacts import (
     RENDITION_SIZES,
     clean_key,
@@ -13,7 +17,7 @@ from stylequeue_shared.artefacts import (
     suffix,
 )
 from stylequeue_shared.decoding import render
-from stylequeue_shared.errors import InvalidSetting
+from stylequeue_shared.errors import InvalidSetting, NotFound
 from stylequeue_web.services import Services
 
 # What a worker may have made: a square of the largest side.
@@ -58,20 +62,36 @@ def requested_size() -> int | None:
 def _send_made(
     services: Services, source: str, key: str, size: int | None, name: str
 ) -> Response:
-    """Send a rendition, made once and kept in the store."""
-    store = services.store
-    if not store.exists(key):
-        with store.local(source) as path:
-            store.put(
-                key,
-                render(
-                    path,
-                    size=size,
-                    format="png" if size is None else "jpeg",
-                    max_pixels=max(LARGEST_RESULT, services.settings.max_pixels),
-                ),
-            )
+    """Send a rendition, made once and kept in the store. Raises Busy."""
+    if not services.store.exists(key):
+        admission = services.admission
+        with admission.renditions.held():
+            admission.flights.do(key, partial(_make, services, source, key, size))
     return _send(services, key, name)
+
+
+def _make(services: Services, source: str, key: str, size: int | None) -> None:
+    """Make the rendition and store it, from file to file."""
+    store = services.store
+    if store.exists(key):
+        return  # another request has made it since this one looked
+    with (
+        store.local(source) as path,
+        NamedTemporaryFile(prefix="stylequeue-") as file,
+    ):
+        target = Path(file.name)
+        render(
+            path,
+            target,
+            size=size,
+            format="png" if size is None else "jpeg",
+            max_pixels=max(LARGEST_RESULT, services.settings.max_pixels),
+        )
+        store.put(key, target)
+    # The job may have been deleted meanwhile, and what was made of it with it.
+    if not reading.is_named(services.database, source):
+        store.delete(key)
+        raise NotFound("The picture was deleted.")
 
 
 def _send(services: Services, key: str, name: str) -> Response:

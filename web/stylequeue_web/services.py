@@ -1,6 +1,6 @@
 """What the views work with: the database, the store, the bell."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flask import current_app
 
@@ -9,6 +9,7 @@ from stylequeue_shared.queue import Bell
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store, open_store
 from stylequeue_web.positions import Positions
+from stylequeue_web.slots import Admission
 
 NAME = "stylequeue"
 # Most connections of one web process; docs/scaling.md has the sum.
@@ -24,6 +25,7 @@ class Services:
     store: Store
     bell: Bell
     positions: Positions
+    admission: Admission = field(default_factory=Admission)
 
 
 def open_services(settings: Settings) -> Services:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from werkzeug.datastructures import FileStorage
 
-from stylequeue_shared import jobs
+from stylequeue_shared import free_space, jobs
 from stylequeue_shared.artefacts import original_key
 from stylequeue_shared.decoding import Inspected, inspect
-from stylequeue_shared.errors import DiskFull, InvalidPicture
+from stylequeue_shared.errors import InvalidPicture
 from stylequeue_shared.estimates import least_bytes
 from stylequeue_shared.job_settings import (
     MAX_STYLES,
@@ -25,10 +25,7 @@ from stylequeue_shared.once import Once, once
 from stylequeue_shared.turns import Priority
 from stylequeue_web.forecasts import forecast
 from stylequeue_web.services import Services
-from stylequeue_web.uploads import is_cut_off
-
-# Below this much free space no job is accepted: its snapshots need room, too.
-FREE_BYTES_FLOOR = 500_000_000
+from stylequeue_web.uploads import MAX_FILES, is_cut_off, is_dropped
 
 
 class Submitted(NamedTuple):
@@ -106,6 +103,7 @@ def _submit(
             key = original_key(picture.sha256)
             if not services.store.exists(key):
                 services.store.put(key, path)
+                free_space.add_used(services.database, installation, picture.bytes)
     job_id = jobs.submit(
         services.database,
         completed,
@@ -128,14 +126,11 @@ def _digest(given: object) -> str:
 
 
 def _refuse_without_room(services: Services) -> None:
+    """Raise QueueFull or DiskFull when no further job can be taken."""
     with services.database.read() as connection:
         jobs.refuse_when_full(connection, services.settings.max_waiting)
-    free = services.store.free_bytes()
-    if free is not None and free < FREE_BYTES_FLOOR:
-        raise DiskFull(
-            f"The store has {free / 1e6:.0f} MB of free space; at least "
-            f"{FREE_BYTES_FLOOR / 1e6:.0f} MB are needed to take a job."
-        )
+    quota = services.settings.store_quota_bytes
+    free_space.check(services.database, services.store, quota)
 
 
 def _inspect(
@@ -148,7 +143,14 @@ def _inspect(
             f"allowed are at most {settings.max_file_mb:g} MB",
             field=field,
         )
+    if is_dropped(file):
+        raise InvalidPicture(
+            f"{field}: found more than {MAX_FILES} files in one submission; allowed "
+            f"are 1 content picture and {MAX_STYLES} style pictures",
+            field=field,
+        )
     file.save(path)
+    file.close()  # a second copy would need as much of the temporary folder again
     return inspect(
         path,
         field=field,

@@ -1,13 +1,23 @@
 """Uploads, cut off while they stream: no more than allowed ever lies on the disk."""
 
+from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
 from flask import Request, current_app
 from werkzeug.datastructures import FileStorage
 
+from stylequeue_shared.job_settings import MAX_STYLES
+
 IN_MEMORY_BYTES = 500_000
 LIMIT = "MAX_FILE_BYTES"
+# Of a submission with more files than anybody needs only these are kept. What comes
+# after them is counted, so that the refusal can name the field and the number.
+MAX_FILES = 2 * (MAX_STYLES + 1)
+# The most parts of a form, files and others, and the longest text in one of them. The
+# texts of all parts together lie in memory.
+MAX_PARTS = 250
+MAX_TEXT_BYTES = 250_000
 
 
 class CappedFile(SpooledTemporaryFile[bytes]):
@@ -17,6 +27,8 @@ class CappedFile(SpooledTemporaryFile[bytes]):
         super().__init__(max_size=IN_MEMORY_BYTES, mode="w+b")
         self._limit = limit
         self.cut_off = False
+        # Whether nothing is kept, since there are too many files.
+        self.dropped = limit == 0
 
     def write(self, data: Any) -> int:
         if self.cut_off or self.tell() + len(data) > self._limit:
@@ -26,7 +38,7 @@ class CappedFile(SpooledTemporaryFile[bytes]):
 
 
 class CappedRequest(Request):
-    """A request whose files are each at most MAX_FILE_BYTES long."""
+    """A request whose files are each at most MAX_FILE_BYTES long, and not too many."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -36,7 +48,9 @@ class CappedRequest(Request):
         """Close all files, those of a body that could not be read to its end, too."""
         super().close()
         for file in self._opened:
-            file.close()
+            # The rest of a file that found no room on the disk cannot be written.
+            with suppress(OSError):
+                file.close()
 
     def _get_file_stream(
         self,
@@ -45,7 +59,8 @@ class CappedRequest(Request):
         filename: str | None = None,
         content_length: int | None = None,
     ) -> IO[bytes]:
-        file = CappedFile(current_app.config[LIMIT])
+        is_kept = len(self._opened) < MAX_FILES
+        file = CappedFile(current_app.config[LIMIT] if is_kept else 0)
         self._opened.append(file)
         return file
 
@@ -53,3 +68,8 @@ class CappedRequest(Request):
 def is_cut_off(file: FileStorage) -> bool:
     """Whether more was sent of this file than is allowed."""
     return getattr(file.stream, "cut_off", False)
+
+
+def is_dropped(file: FileStorage) -> bool:
+    """Whether nothing of this file was kept, since too many files came before it."""
+    return getattr(file.stream, "dropped", False)

@@ -9,9 +9,10 @@ import structlog
 import torch
 from PIL import Image
 
-from stylequeue_shared import images, jobs
+from stylequeue_shared import jobs
 from stylequeue_shared.artefacts import original_key
 from stylequeue_shared.database import OUTAGE, Database
+from stylequeue_shared.decoding import decode
 from stylequeue_shared.errors import (
     BadState,
     DeviceFailed,
@@ -23,7 +24,7 @@ from stylequeue_shared.errors import (
     StyleQueueError,
 )
 from stylequeue_shared.estimates import planned_bytes
-from stylequeue_shared.job_settings import JobSettings
+from stylequeue_shared.job_settings import JobSettings, style_fields
 from stylequeue_shared.plans import Plan
 from stylequeue_shared.store import Store
 from stylequeue_worker.beside import Beside, host_copy
@@ -133,8 +134,10 @@ class Attempt:
     def _paint(self, beside: Beside) -> tuple[str, End]:
         """Return how the job ends, and the change that says so."""
         keep_alpha = self._settings.keep_alpha
-        content = self._decode(self._held.content_sha, keep_alpha=keep_alpha)
-        styles = [self._decode(sha) for sha in self._held.style_shas]
+        held = self._held
+        content = self._decode(held.content_sha, "content", keep_alpha=keep_alpha)
+        fields = style_fields(len(held.style_shas))
+        styles = list(map(self._decode, held.style_shas, fields))
         gpu = self._painter.on_gpu
         self._least_bytes = planned_bytes(
             self._settings, content.size, self._budget, gpu=gpu
@@ -225,13 +228,19 @@ class Attempt:
             if self._checkpoints.save(state):
                 return
 
-    def _decode(self, sha256: str, *, keep_alpha: bool = False) -> Image.Image:
+    def _decode(
+        self, sha256: str, field: str, *, keep_alpha: bool = False
+    ) -> Image.Image:
+        """Decode an upload in a child process, as the web server did to check it."""
+
+        def read() -> Image.Image:
+            with self._store.local(original_key(sha256)) as path:
+                return decode(path, field=field, keep_alpha=keep_alpha)
+
         try:
-            key = original_key(sha256)
-            upload = self._patience.read(partial(self._store.get, key))
+            return self._patience.read(read)
         except NotFound as error:
             raise MachineError("A picture of this job is missing here.") from error
-        return images.decode(upload, keep_alpha=keep_alpha)
 
     def _note(self, step: Step) -> None:
         """Say in the job how its memory is spent, whenever that changes."""

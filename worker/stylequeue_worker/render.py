@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from stylequeue_shared import images
-from stylequeue_shared.decoding import inspect
+from stylequeue_shared.decoding import decode, inspect
 from stylequeue_shared.errors import InvalidSetting
 from stylequeue_shared.job_settings import (
     JobSettings,
@@ -137,8 +137,9 @@ def _read(
     ]
     sizes = [(picture.width, picture.height) for picture in found]
     check_fits(job, sizes[0], sizes[1:])
-    photo = images.decode(content, keep_alpha=job.keep_alpha)
-    return [photo, *map(images.decode, styles)]
+    photo = decode(content, field="content", keep_alpha=job.keep_alpha)
+    paintings = zip(styles, fields[1:], strict=True)
+    return [photo, *(decode(path, field=field) for path, field in paintings)]
 
 
 def _check_output(output: Path, job: JobSettings) -> None:
