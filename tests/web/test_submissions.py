@@ -1,15 +1,25 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
+from stylequeue_shared import free_space, reading
+from stylequeue_shared.database import Database
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
-from stylequeue_shared import free_space
+from stylequeue_web import uploads
+from stylequeue_web.app import Application
+from stylequeue_web.services import NAME
+from stylequeue_web.uploads import MAX_FILES
 from tests.shared.pictures import colourful, png, saved
-from tests.web.conftest import CONTENT, JOBS, STYLE, Kept, form
+from tests.web.conftest import CONTENT, JOBS, STYLE, Kept, Worker, form
+from tests.web.test_pages import send, token
+from tests.web.test_uploads import part
 
 BOMB = png((30_000, 30_000), 8, 2, bytes(10))
 NESTED = "[" * 100_000 + "]" * 100_000
@@ -251,12 +261,121 @@ def test_a_full_queue_answers_503_and_keeps_nothing_more(
     assert (kept.rows(), kept.files()) == (rows, files)
 
 
-def test_below_the_floor_of_free_disk_no_job_is_accepted(
-    client: FlaskClient, kept: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(free_space, "FREE_BYTES_FLOOR", 10**18)
-    answer = client.post(JOBS, data=form())
+@pytest.fixture(params=["disk", "quota"])
+def fill(
+    request: pytest.FixtureRequest,
+    app: Application,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[], None]:
+    """Let the store have too little room: by its disk and by its quota in turn."""
+
+    def full() -> None:
+        if request.param == "disk":
+            monkeypatch.setattr(free_space, "FREE_BYTES_FLOOR", 10**18)
+            return
+        ours = app.extensions[NAME]
+        limited = ours.settings.model_copy(update={"store_quota_mb": 1000})
+        services = replace(ours, settings=limited)
+        monkeypatch.setitem(app.extensions, NAME, services)
+        free_space.add_used(database, limited, 500_000_001)
+
+    return full
+
+
+def is_told(answer: TestResponse) -> None:
     assert answer.status_code == 503
-    assert answer.get_json()["code"] == "disk_full"
     assert int(answer.headers["Retry-After"]) > 0
+    assert "500 MB" in answer.text or "MB are needed to take a job" in answer.text
+
+
+def test_without_room_in_the_store_no_job_is_accepted(
+    client: FlaskClient, kept: Kept, fill: Callable[[], None]
+) -> None:
+    fill()
+    answer = client.post(JOBS, data=form())
+    is_told(answer)
+    assert answer.get_json()["code"] == "disk_full"
+    assert kept.is_nothing()
+
+
+def test_without_room_in_the_store_no_job_is_retried(
+    client: FlaskClient,
+    submit: Callable[..., dict[str, Any]],
+    worker: Worker,
+    kept: Kept,
+    fill: Callable[[], None],
+) -> None:
+    job = submit()
+    worker.succeed(worker.claim())
+    given, rows = {"X-CSRFToken": token(client)}, kept.rows()
+    fill()
+    is_told(client.post(job["links"]["retry"]))
+    is_told(client.post(f"{job['links']['page']}/retry", headers=given))
+    assert kept.rows() == rows
+
+
+def test_what_is_stored_counts_against_the_quota_at_once(
+    client: FlaskClient, app: Application, database: Database
+) -> None:
+    settings = app.extensions[NAME].settings
+    limited = settings.model_copy(update={"store_quota_mb": 1000})
+    app.extensions[NAME] = replace(app.extensions[NAME], settings=limited)
+    for _ in range(2):  # the second time, nothing more is stored
+        assert client.post(JOBS, data=form()).status_code == 201
+        used = reading.counter(database, free_space.USED)
+        assert used == len(CONTENT) + len(STYLE)
+
+
+@pytest.mark.parametrize("count", [9, 99, 200])
+def test_too_many_pictures_are_counted_whatever_their_number(
+    client: FlaskClient, kept: Kept, count: int
+) -> None:
+    body = part(b'; name="content"; filename="a"', CONTENT)
+    body += part(b'; name="style"; filename="b"', STYLE) * count + b"--b--\r\n"
+    given = {"data": body, "content_type": "multipart/form-data; boundary=b"}
+    answer = client.post(JOBS, **given)
+    assert (answer.status_code, answer.get_json()["field"]) == (422, "style")
+    said = f"style: found {count} pictures; allowed are 1 to 8"
+    assert answer.get_json()["detail"] == said
+    assert kept.is_nothing()
+
+
+def test_pictures_beyond_all_need_are_not_kept_while_they_are_counted(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    class Noted(uploads.CappedFile):
+        def close(self) -> None:
+            if not self.closed:
+                written.append(self.seek(0, 2))
+            super().close()
+
+    monkeypatch.setattr(uploads, "CappedFile", Noted)
+    body = part(b'; name="style"; filename="b"', STYLE) * 99 + b"--b--\r\n"
+    client.post(JOBS, data=body, content_type="multipart/form-data; boundary=b")
+    assert sorted(written) == [0] * (99 - MAX_FILES) + [len(STYLE)] * MAX_FILES
+
+
+def test_a_picture_that_came_after_too_many_others_is_not_called_too_large(
+    client: FlaskClient, kept: Kept
+) -> None:
+    many = [(BytesIO(CONTENT), "a.png") for _ in range(MAX_FILES)]
+    headers = {"Accept": "application/json"}
+    answer = send(client, headers, content=many, style=(BytesIO(STYLE), "b.jpg"))
+    assert answer.status_code == 422
+    assert "more than 18 files" in answer.get_json()["errors"]["style"]
+    assert kept.is_nothing()
+
+
+def test_an_absurd_number_of_parts_is_refused_with_the_limits(
+    client: FlaskClient, kept: Kept
+) -> None:
+    body = part(b'; name="style"; filename="b"', b"x") * 10_000 + b"--b--\r\n"
+    given = {"data": body, "content_type": "multipart/form-data; boundary=b"}
+    answer = client.post(JOBS, **given)
+    assert answer.status_code == 413
+    detail = answer.get_json()["detail"]
+    assert "19 MB in all, 250 pictures and other fields, and 250 kB" in detail
     assert kept.is_nothing()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from sqlalchemy import select, update
 
-from stylequeue_shared import jobs
+from stylequeue_shared import images, jobs
 from stylequeue_shared.artefacts import states_prefix
 from stylequeue_shared.database import now
 from stylequeue_shared.errors import DiskFull, MachineError
@@ -98,6 +99,11 @@ class Refusing(FolderStore):
             raise MachineError("the store does not answer")
         return super().open(key)
 
+    def local(self, key: str) -> AbstractContextManager[Path]:
+        if self.is_away(key):
+            raise MachineError("the store does not answer")
+        return super().local(key)
+
     def put(self, key: str, data: bytes | Path) -> None:
         time.sleep(self.pause)
         if self.refuses(key):
@@ -162,6 +168,11 @@ class Bench:
                     .order_by(Snapshot.step)
                 )
             )
+
+
+def decode_here(path: Path, *, field: str, keep_alpha: bool = False) -> Image.Image:
+    """Decode as a decoder's process does, but in this one: starting many takes long."""
+    return images.decode(path, keep_alpha=keep_alpha)
 
 
 def give_away(bench: Bench, job: str) -> None:

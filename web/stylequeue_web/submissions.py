@@ -137,16 +137,16 @@ def _inspect(
     services: Services, file: FileStorage, field: str, path: Path
 ) -> Inspected:
     settings = services.settings
-    if is_cut_off(file):
-        raise InvalidPicture(
-            f"{field}: found a file of more than {settings.max_file_mb:g} MB; "
-            f"allowed are at most {settings.max_file_mb:g} MB",
-            field=field,
-        )
     if is_dropped(file):
         raise InvalidPicture(
             f"{field}: found more than {MAX_FILES} files in one submission; allowed "
             f"are 1 content picture and {MAX_STYLES} style pictures",
+            field=field,
+        )
+    if is_cut_off(file):
+        raise InvalidPicture(
+            f"{field}: found a file of more than {settings.max_file_mb:g} MB; "
+            f"allowed are at most {settings.max_file_mb:g} MB",
             field=field,
         )
     file.save(path)
