@@ -295,7 +295,7 @@ def test_a_rendition_in_flight_brings_nothing_of_a_deleted_job_back(
 def test_a_rendition_passes_from_file_to_file(
     client: FlaskClient,
 ) -> None:
-    noise = saved(Image.effect_noise((3000, 2000), 90), "JPEG", quality=30)
+    noise = saved(Image.effect_noise((2000, 1500), 90), "JPEG", quality=50)
     body, content_type = whole(noise), "multipart/form-data; boundary=b"
     answer = client.post(JOBS, data=body, content_type=content_type)
     path = f"{answer.get_json()['links']['self']}/content"
@@ -307,5 +307,5 @@ def test_a_rendition_passes_from_file_to_file(
     finally:
         tracemalloc.stop()
         answer.close()
-    assert size > 6_000_000
-    assert peak < size / 2
+    assert size > 4_000_000
+    assert peak < 3_000_000
