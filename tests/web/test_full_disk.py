@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from stylequeue_web import renditions, submissions, uploads
 from tests.shared.pictures import colourful, saved
-from tests.web.conftest import JOBS, Kept, form
+from tests.web.conftest import CONTENT, JOBS, Kept, form
 from tests.web.test_pages import token
 from tests.web.test_uploads import MULTIPART, whole
 
@@ -62,10 +62,12 @@ def fails(number: int) -> Any:
     return fail
 
 
-def is_refused(client: FlaskClient, kept: Kept, code: str, *says: str) -> None:
+def is_refused(
+    client: FlaskClient, kept: Kept, code: str, *says: str, picture: bytes = LARGE
+) -> None:
     """Submit through the API and the form; both must name the cause."""
     for path in (JOBS, "/"):
-        given = {"data": whole(LARGE), "content_type": MULTIPART}
+        given = {"data": whole(picture), "content_type": MULTIPART}
         if path == "/":
             given["headers"] = {"X-CSRFToken": token(client)}
         answer = client.post(path, **given)
@@ -76,12 +78,15 @@ def is_refused(client: FlaskClient, kept: Kept, code: str, *says: str) -> None:
         assert kept.is_nothing()
 
 
+@pytest.mark.parametrize("picture", [CONTENT, LARGE], ids=["small", "large"])
 def test_no_room_for_the_body_is_told_as_a_full_temporary_folder(
-    client: FlaskClient, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, kept: Kept, monkeypatch: pytest.MonkeyPatch, picture: bytes
 ) -> None:
-    # What a spooled file takes when it becomes too large for the memory.
+    # What a spooled file takes when it becomes too large for the memory. The small
+    # picture stays in its buffer, so that closing the file fails as well.
     monkeypatch.setattr(tempfile, "TemporaryFile", full_file)
-    is_refused(client, kept, "disk_full", "temporary folder is full")
+    monkeypatch.setattr(uploads, "IN_MEMORY_BYTES", 10)
+    is_refused(client, kept, "disk_full", "folder is full", picture=picture)
 
 
 def test_no_room_for_a_copy_is_told_as_a_full_temporary_folder(
