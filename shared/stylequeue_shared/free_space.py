@@ -36,8 +36,10 @@ def check(database: Database, store: Store, quota: int | None) -> None:
         )
 
 
-def measure(database: Database, store: Store) -> None:
-    """Record the size of all files in the store."""
+def measure(database: Database, store: Store, settings: Settings) -> None:
+    """Record the size of all files in the store, if there is a quota."""
+    if settings.store_quota_bytes is None:
+        return
     used = store.used_bytes()
     with database.write() as connection:
         _record(connection, used, used)

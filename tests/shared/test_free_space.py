@@ -1,14 +1,27 @@
+from pathlib import Path
+
 import pytest
 
 from stylequeue_shared import free_space, reading
 from stylequeue_shared.database import Database
 from stylequeue_shared.errors import DiskFull
-from stylequeue_shared.housekeeping import Housekeeper
+from stylequeue_shared.housekeeper.housekeeper import Housekeeper
+from stylequeue_shared.queue import Bell
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store, open_store
-from tests.shared.test_housekeeping import FakeBell
 
 QUOTA = 2_000_000_000
+LIMITED = Settings(home=Path("/nowhere"), store_quota_mb=QUOTA / 1e6)
+UNLIMITED = Settings(home=Path("/nowhere"))
+
+
+class SilentBell(Bell):
+    """Sends no wake-ups."""
+
+    def __init__(self) -> None: ...
+
+    def waiting(self) -> int | None:
+        return None
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -26,14 +39,14 @@ def used(database: Database) -> float:
 
 
 def test_the_size_of_all_files_is_measured(database: Database, store: Store) -> None:
-    free_space.measure(database, store)
+    free_space.measure(database, store, LIMITED)
     assert used(database) == 0
     for number in range(5):
         store.put(f"jobs/{number}/1/result.png", bytes(1000 + number))
-    free_space.measure(database, store)
+    free_space.measure(database, store, LIMITED)
     assert used(database) == 5010
     store.delete_prefix("jobs/4/")
-    free_space.measure(database, store)
+    free_space.measure(database, store, LIMITED)
     assert used(database) == 4006
 
 
@@ -41,11 +54,10 @@ def test_the_size_of_all_files_is_measured(database: Database, store: Store) -> 
 def test_a_store_may_hold_its_quota_less_the_floor(
     database: Database, store: Store
 ) -> None:
-    settings = Settings(home="/nowhere", store_quota_mb=QUOTA / 1e6)
-    assert settings.store_quota_bytes == QUOTA
-    free_space.add_used(database, settings, QUOTA - free_space.FREE_BYTES_FLOOR)
+    assert LIMITED.store_quota_bytes == QUOTA
+    free_space.add_used(database, LIMITED, QUOTA - free_space.FREE_BYTES_FLOOR)
     free_space.check(database, store, QUOTA)
-    free_space.add_used(database, settings, 1)
+    free_space.add_used(database, LIMITED, 1)
     free_space.check(database, store, None)
     with pytest.raises(DiskFull) as full:
         free_space.check(database, store, QUOTA)
@@ -59,10 +71,9 @@ def test_a_store_may_hold_its_quota_less_the_floor(
 def test_without_a_quota_nothing_is_measured_or_counted(
     database: Database, store: Store
 ) -> None:
-    settings = Settings(home="/nowhere")
     store.put("a", b"bytes")
-    free_space.add_used(database, settings, 10)
-    Housekeeper(database, store, FakeBell(), settings).round()  # type: ignore[arg-type]
+    free_space.add_used(database, UNLIMITED, 10)
+    Housekeeper(database, store, SilentBell(), UNLIMITED).round()
     assert used(database) == 0
 
 
@@ -71,11 +82,8 @@ def test_the_housekeeper_measures_every_few_minutes(
     database: Database, store: Store
 ) -> None:
     clock = [1000.0]
-    settings = Settings(home="/nowhere", store_quota_mb=1000)
-    keeper = Housekeeper(
-        *(database, store, FakeBell(), settings),  # type: ignore[arg-type]
-        clock=lambda: clock[0],
-    )
+    bell = SilentBell()
+    keeper = Housekeeper(database, store, bell, LIMITED, clock=lambda: clock[0])
     store.put("a", b"bytes")
     keeper.round()
     assert used(database) == 5

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, insert, update
 from structlog.testing import capture_logs
 
-from stylequeue_shared import jobs
+from stylequeue_shared import free_space, jobs
 from stylequeue_shared.database import Database, now
 from stylequeue_shared.embedded import EmbeddedRedis
 from stylequeue_shared.models import Job, JobState
@@ -140,7 +140,7 @@ def test_a_database_that_can_only_be_read_is_not_ready(
 def test_a_store_below_the_floor_of_submission_is_not_ready(
     client: FlaskClient, installation: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readiness_module, "FREE_BYTES_FLOOR", 10**18)
+    monkeypatch.setattr(free_space, "FREE_BYTES_FLOOR", 10**18)
     assert readiness(client, installation) == (503, NOT_READY | {"store": "full"})
 
 

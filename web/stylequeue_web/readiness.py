@@ -10,9 +10,9 @@ from functools import partial
 
 import structlog
 
+from stylequeue_shared import free_space
 from stylequeue_shared.errors import DiskFull
 from stylequeue_web.services import Services
-from stylequeue_web.submissions import FREE_BYTES_FLOOR
 
 # A result is given again for this long, so that asking cannot load the store.
 KEPT_SECONDS = 3.0
@@ -78,9 +78,8 @@ def make_readiness(services: Services) -> Readiness:
 def _check_store(services: Services) -> None:
     """See that the store can be written to, and has the room that a job needs."""
     services.store.check()
-    free = services.store.free_bytes()
-    if free is not None and free < FREE_BYTES_FLOOR:
-        raise DiskFull(f"the store has {free} bytes of free space")
+    quota = services.settings.store_quota_bytes
+    free_space.check(services.database, services.store, quota)
 
 
 def _check_temporary_folder() -> None:

@@ -13,7 +13,7 @@ from types import FrameType
 
 import structlog
 
-from stylequeue_shared import foresight, jobs, logs, registry
+from stylequeue_shared import foresight, free_space, jobs, logs, registry
 from stylequeue_shared.clock_setback import correct_times
 from stylequeue_shared.database import OUTAGE, Database
 from stylequeue_shared.housekeeper.chores import Budget, Chore
@@ -92,6 +92,11 @@ class Housekeeper:
             Chore("delete_unused_pictures", cleanup.delete_unused_pictures),
             Chore("delete_unfinished", cleanup.delete_unfinished, SELDOM_SECONDS),
             Chore("sweep_orphans", orphans.sweep, SELDOM_SECONDS),
+            Chore(
+                "measure_store",
+                lambda turn: free_space.measure(database, store, settings),
+                free_space.MEASURE_SECONDS,
+            ),
         )
 
     @property
