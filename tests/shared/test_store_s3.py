@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import pytest
 import trustme
@@ -40,6 +40,7 @@ CALLS: dict[str, Callable[[Store], object]] = {
     "delete_prefix": lambda store: store.delete_prefix("a/"),
     "keys": lambda store: list(store.keys()),
     "delete_unfinished": lambda store: store.delete_unfinished(older_than=0),
+    "used_bytes": lambda store: store.used_bytes(),
     "check": lambda store: store.check(),
 }
 
@@ -527,3 +528,17 @@ def test_tls_is_checked_against_the_authority_that_is_named(
         assert store.get("a") == b"1"
     finally:
         server.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a device that is full")
+def test_no_room_for_a_local_copy_is_a_full_temporary_folder(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("a", bytes(100_000))
+
+    def full(**options: str) -> IO[bytes]:
+        return Path("/dev/full").open("w+b")
+
+    monkeypatch.setattr(store_s3, "NamedTemporaryFile", full)
+    with pytest.raises(DiskFull, match="temporary folder"), store.local("a"):
+        pass
