@@ -222,7 +222,9 @@ def is_named(database: Database, key: str) -> bool:
     """Whether there still is the job, or the upload, whose file lies under the key."""
     folder, *_, name = PurePosixPath(key).parts
     if folder == "pictures":
-        wanted = select(Picture.sha256).where(Picture.sha256 == name)
+        wanted = select(Picture.sha256).where(
+            Picture.sha256 == name, Picture.deleting_until.is_(None)
+        )
     else:
         wanted = select(Job.id).where(Job.id == PurePosixPath(key).parts[1])
     with database.read() as connection:

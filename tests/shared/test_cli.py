@@ -220,7 +220,7 @@ def test_each_command_that_writes_into_the_home_keeps_it_private(
         "stylequeue_shared.launcher.up",
         "stylequeue_web.server.serve",
         "stylequeue_worker.main.run_workers",
-        "stylequeue_shared.housekeeping.run_housekeeper",
+        "stylequeue_shared.housekeeper.housekeeper.run_housekeeper",
         "stylequeue_shared.preflight.migrate_database",
     ):
         monkeypatch.setattr(function, look)

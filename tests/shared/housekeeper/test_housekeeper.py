@@ -19,7 +19,7 @@ from stylequeue_shared.housekeeper.chores import BUDGET_SECONDS
 from stylequeue_shared.housekeeper.housekeeper import Housekeeper
 from stylequeue_shared.housekeeper.lease import LEASE_SECONDS, NAME
 from stylequeue_shared.jobs.pictures import UNUSED_SECONDS
-from stylequeue_shared.models import Lease, Picture, Trash
+from stylequeue_shared.models import Job, Lease, Picture, Trash
 from stylequeue_shared.queue import Bell
 from stylequeue_shared.store_folder import FolderStore
 from tests.shared.housekeeper.house import LEASE, Blocked, Broken, House
@@ -422,3 +422,15 @@ def test_the_process_loads_neither_torch_nor_flask() -> None:
         [sys.executable, "-c", loads], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_times_that_lie_ahead_are_corrected(house: House) -> None:
+    job_id = submit(house.database)
+    claim(house.database)
+    with house.database.write() as connection:
+        connection.execute(update(Job).values(lease_until=now() + 10_800))
+    house.keeper().round()
+    with house.database.read() as connection:
+        ahead = connection.scalar(select(Job.lease_until - now())) or 0.0
+    assert ahead < 120
+    assert row(house.database, job_id).state == "running"
