@@ -43,7 +43,7 @@ ESTIMATES = any_of.one_of(
     any_of.fixed_dictionaries({"seconds": ANYTHING | NUMBERS.filter(math.isfinite)}),
 )
 FEW = settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     # Each example deletes what the one before left in the database.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
