@@ -69,7 +69,7 @@ def main() -> None:
         for name, url in _databases(Path(folder)):
             home = Path(folder, name)
             settings = Settings(home=home, database=url, port=_free_port())
-            job_id = _finished_job(settings)
+            job_id = finished_job(settings)
             with _server(settings, body=_body_size(settings, job_id)):
                 rows += _measure(name, settings, job_id, options)
     machine.report("status", rows, found)
@@ -85,7 +85,7 @@ def _databases(folder: Path) -> Iterator[tuple[str, str | None]]:
         server.cleanup()
 
 
-def _finished_job(settings: Settings) -> str:
+def finished_job(settings: Settings) -> str:
     """Record a job with its snapshots, as a worker would have; return its id."""
     migrate(settings.database_url)
     database = Database(settings.database_url)

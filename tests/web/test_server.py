@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from stylequeue_shared.settings import load_settings
+from stylequeue_web.connection import Limits
 from stylequeue_web.server import bind_address, gunicorn_settings
 
 # A small application in the place of ours: what is tested is the server.
@@ -44,6 +45,7 @@ def create_app(settings):
 app_module.create_app = create_app
 sys.modules["stylequeue_web.app"] = app_module
 from stylequeue_shared.settings import load_settings
+from stylequeue_web.connection import Limits
 from stylequeue_web.server import serve
 sys.exit(serve(load_settings()))
 """
@@ -173,6 +175,6 @@ def test_a_bad_setting_that_shows_late_is_said_and_ends_with_status_two(
 def test_it_never_waits_longer_for_requests_than_the_launcher_for_it() -> None:
     from stylequeue_shared.launcher import GRACE_SECONDS
 
-    chosen = gunicorn_settings(load_settings({}))
+    chosen = gunicorn_settings(load_settings({}), Limits())
     assert chosen["graceful_timeout"] < GRACE_SECONDS
     assert chosen["control_socket_disable"]

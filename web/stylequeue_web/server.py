@@ -1,4 +1,4 @@
-"""The web server: gunicorn, run in this process with settings that fit ours."""
+"""The web server: gunicorn with our worker, run in this process."""
 
 import os
 import resource
@@ -22,12 +22,15 @@ from stylequeue_shared.settings import Settings
 # Imported before the fork, so that the processes share what it brings; called after
 # it, since neither SQLite's nor PostgreSQL's connections survive one.
 from stylequeue_web.app import create_app
+from stylequeue_web.buffering_worker import BufferingWorker
+from stylequeue_web.connection import Limits
 
 # A poll takes well under a millisecond, an upload some seconds in a child process:
-# threads cover the waiting, two processes the second core.
+# threads cover the waiting for it, and never wait for a client. Two processes use the
+# second core.
 MAX_PROCESSES = 4
 THREADS = 16
-# Each kept-alive connection is a file; a process that runs out of files dies.
+# A connection is a file, and its body may be another.
 WANTED_FILES = 8192
 MAX_CONNECTIONS = 2000
 
@@ -46,12 +49,13 @@ class PlainLogger(Logger):
 class Server(BaseApplication):
     """gunicorn without its command line, files and environment variables."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, limits: Limits | None = None) -> None:
         self._settings = settings
+        self._limits = limits or Limits()
         super().__init__()
 
     def load_config(self) -> None:
-        for name, value in gunicorn_settings(self._settings).items():
+        for name, value in gunicorn_settings(self._settings, self._limits).items():
             self.cfg.set(name, value)
 
     def load(self) -> Flask:
@@ -62,11 +66,11 @@ class Server(BaseApplication):
             raise AppImportError(error.message) from None
 
 
-def gunicorn_settings(settings: Settings) -> dict[str, Any]:
+def gunicorn_settings(settings: Settings, limits: Limits) -> dict[str, Any]:
     """Return every setting in which we differ from gunicorn's defaults."""
     return {
         "bind": bind_address(settings.host, settings.port),
-        "worker_class": "gthread",
+        "worker_class": type("Worker", (BufferingWorker,), {"limits": limits}),
         "workers": min(max(os.cpu_count() or 1, 2), MAX_PROCESSES),
         "threads": THREADS,
         "worker_connections": _connections(),
@@ -91,11 +95,11 @@ def gunicorn_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, limits: Limits | None = None) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     process = os.getpid()
     try:
-        Server(settings).run()
+        Server(settings, limits).run()
     except HaltServer as halted:
         # A second process that failed to start while gunicorn ended for the first.
         return 2 if halted.exit_status == Arbiter.APP_LOAD_ERROR else 1
@@ -126,7 +130,7 @@ def _connections() -> int:
             resource.RLIMIT_NOFILE,
             (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )
-    return max(min(hard // 2, MAX_CONNECTIONS), THREADS + 1)
+    return max(min(hard // 3, MAX_CONNECTIONS), THREADS + 1)
 
 
 def _memory_folder() -> str | None:

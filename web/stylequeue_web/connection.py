@@ -1,0 +1,106 @@
+"""A client's connection: its state, its limits, and the answer on its way out."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from enum import Enum, auto
+from socket import socket
+from typing import Any
+
+from stylequeue_web.incoming_request import IncomingRequest
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a client may take, and how much may be kept for all of them."""
+
+    # From the first byte, or from connecting, to the end of the headers.
+    head_seconds: float = 10
+    # In each such time a body or an answer moves on by so many bytes, or ends.
+    window_seconds: float = 15
+    window_bytes: int = 150_000
+    # For a whole body, and for a whole answer.
+    total_seconds: float = 900
+    # For a client to read a last answer before its connection is closed.
+    linger_seconds: float = 5
+    # Bodies that one process holds, in memory and in temporary files.
+    held_bytes: int = 1_000_000_000
+    # Where the application names no limit for a body.
+    max_body_bytes: int = 10_000_000
+
+
+class State(Enum):
+    """What a connection waits for."""
+
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    # A thread runs the application.
+    RUNNING = auto()
+    SENDING = auto()
+    CLOSING = auto()
+
+
+class Output:
+    """Stands in for the socket where gunicorn writes an answer; never blocks."""
+
+    def __init__(self, sock: socket) -> None:
+        self._sock = sock
+        self._pending = memoryview(b"")
+        self._written: list[bytes] = []
+        self.is_broken = False
+        # Bytes handed to the operating system since the current window began.
+        self.moved = 0
+
+    def sendall(self, data: bytes) -> None:
+        """Keep the bytes for the next flush."""
+        self._written.append(data)
+
+    def gettimeout(self) -> float:
+        """Return that of a socket that does not block."""
+        return 0.0
+
+    def flush(self) -> bool:
+        """Send what the client takes now; return whether nothing is left."""
+        if self._written:
+            self._pending = memoryview(b"".join([self._pending, *self._written]))
+            self._written.clear()
+        while self._pending and not self.is_broken:
+            try:
+                count = self._sock.send(self._pending)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self.is_broken = True
+                break
+            self.moved += count
+            self._pending = self._pending[count:]
+        return True
+
+
+class Connection:
+    """One client's connection, and where it stands."""
+
+    def __init__(self, sock: socket, client: Any, server: Any) -> None:
+        self.sock, self.client, self.server = sock, client, server
+        self.output = Output(sock)
+        self.state = State.HEAD
+        # The events that the loop waits for, as a mask of `selectors`.
+        self.watched = 0
+        self.deadline = 0.0
+
+    def expect(self, incoming: IncomingRequest) -> None:
+        """Forget the last request, and wait for this one."""
+        self.incoming = incoming
+        # Why the request cannot be handed to the application.
+        self.error: Exception | None = None
+        # Runs the application and then takes its answer piece by piece.
+        self.answer: Generator[None, None, None] | None = None
+        # gunicorn's response.
+        self.response: Any = None
+        self.keeps_alive = False
+        # What followed the request on the connection: the beginning of the next one.
+        self.rest = b""
+        # Bytes read since the current window began.
+        self.moved = 0
+        # When the body, or the answer, must have ended; None before it began.
+        self.last_deadline: float | None = None
