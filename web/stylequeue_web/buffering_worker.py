@@ -8,19 +8,18 @@ bounded; see connection.Limits.
 import errno
 import struct
 import time
-from collections.abc import Generator
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 from typing import Any, ClassVar
 
-from gunicorn.http import wsgi  # type: ignore[import-untyped]
 from gunicorn.http.errors import (  # type: ignore[import-untyped]
     ParseException,
 )
-from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
+from stylequeue_web.answering_worker import AnsweringWorker
 from stylequeue_web.connection import Connection, Limits, State
 from stylequeue_web.incoming_request import BodyBudget, IncomingRequest
 
@@ -37,7 +36,7 @@ RESET = struct.pack("ii", 1, 0)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class BufferingWorker(ThreadWorker):
+class BufferingWorker(AnsweringWorker):
     """Reads requests and sends answers in the event loop, within limits."""
 
     limits: ClassVar[Limits] = Limits()
@@ -46,16 +45,15 @@ class BufferingWorker(ThreadWorker):
         super().__init__(*args, **options)
         self._connections: set[Connection] = set()
         self._next_sweep = 0.0
-        self._max_body_bytes = 0
         self._budget = BodyBudget(self.limits.held_bytes)
 
     def load_wsgi(self) -> None:
         """Load the application, and learn how long a body it takes."""
         super().load_wsgi()
         found = self.wsgi.config["MAX_CONTENT_LENGTH"]
-        self._max_body_bytes = found or self.limits.max_body_bytes
-
-    # In the event loop.
+        self.max_body_bytes = found or self.limits.max_body_bytes
+        # The largest body finds room, even beside another one.
+        self._budget.limit = max(self._budget.limit, 2 * self.max_body_bytes)
 
     def accept(self, listener: Any) -> None:
         """Accept those who wait, as far as there is room."""
@@ -91,18 +89,18 @@ class BufferingWorker(ThreadWorker):
         self._next_sweep = now + SWEEP_SECONDS
         for conn in list(self._connections):
             if conn.state is not State.RUNNING and now >= conn.deadline:
-                self._end_of_window(conn, now)
+                self._end_of_deadline(conn)
 
     def finish_request(self, conn: Connection, future: "Future[bool]") -> None:
         """Go on when a thread has done what it could."""
         if conn not in self._connections:
-            # It was closed when the worker stopped.
+            # It was closed because the worker stops.
             return
         if future.cancelled() or future.exception() is not None:
             self._close(conn)
         elif not future.result():
             if conn.last_deadline is None:
-                self._begin_windows(conn)
+                conn.begin_windows(self.limits)
             conn.state = State.SENDING
             self._watch(conn, EVENT_WRITE)
         else:
@@ -115,6 +113,9 @@ class BufferingWorker(ThreadWorker):
                 conn.deadline = min(conn.deadline, deadline)
 
     def _on_event(self, conn: Connection, _: Any) -> None:
+        if conn not in self._connections:
+            # It was closed by an event before this one.
+            return
         if conn.state is State.RUNNING:
             # More came, or the client left: looked at after the answer.
             self._watch(conn, 0)
@@ -124,21 +125,11 @@ class BufferingWorker(ThreadWorker):
             self._receive(conn)
 
     def _watch(self, conn: Connection, events: int) -> None:
-        if events == conn.watched:
-            return
-        if not events:
-            self.poller.unregister(conn.sock)
-        elif conn.watched:
-            self.poller.modify(conn.sock, events, partial(self._on_event, conn))
-        else:
-            self.poller.register(conn.sock, events, partial(self._on_event, conn))
-        conn.watched = events
+        conn.watch(self.poller, events, partial(self._on_event, conn))
 
     def _expect_request(self, conn: Connection, state: State, seconds: float) -> None:
         conn.expect(
-            IncomingRequest(
-                *(self.cfg, conn.client, self._max_body_bytes, self._budget)
-            )
+            IncomingRequest(*(self.cfg, conn.client, self.max_body_bytes, self._budget))
         )
         conn.state = state
         conn.deadline = time.monotonic() + seconds
@@ -174,24 +165,14 @@ class BufferingWorker(ThreadWorker):
 
     def _expect_body(self, conn: Connection) -> None:
         conn.state = State.BODY
-        self._begin_windows(conn)
+        conn.begin_windows(self.limits)
         if conn.incoming.request._expected_100_continue:
             conn.output.sendall(CONTINUE)
             conn.output.flush()
 
-    def _begin_windows(self, conn: Connection) -> None:
-        now = time.monotonic()
-        conn.moved = conn.output.moved = 0
-        conn.deadline = now + self.limits.window_seconds
-        conn.last_deadline = now + self.limits.total_seconds
-
-    def _end_of_window(self, conn: Connection, now: float) -> None:
-        """Give a connection that moved enough another window, and end the others."""
-        moved = conn.moved if conn.state is State.BODY else conn.output.moved
-        last = conn.last_deadline
-        if last is not None and now < last and moved >= self.limits.window_bytes:
-            conn.moved = conn.output.moved = 0
-            conn.deadline = now + self.limits.window_seconds
+    def _end_of_deadline(self, conn: Connection) -> None:
+        """End the connection, unless its body or answer moves on."""
+        if conn.moves_on(self.limits):
             return
         # A browser may have connected without asking anything.
         if conn.state is State.BODY or (conn.state is State.HEAD and conn.moved):
@@ -211,7 +192,7 @@ class BufferingWorker(ThreadWorker):
         conn.incoming.close()
         if conn.output.is_broken:
             self._close(conn)
-        elif unread or not conn.keeps_alive:
+        elif unread or not (conn.keeps_alive and self.alive):
             self._linger(conn)
         else:
             rest = conn.rest
@@ -240,72 +221,10 @@ class BufferingWorker(ThreadWorker):
         self.nr_conns -= 1
         if conn.state is State.SENDING:
             # The system would keep what the client does not read.
-            conn.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET)
+            with suppress(OSError):
+                conn.sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET)
         conn.sock.close()
         conn.incoming.close()
         if conn.state is State.SENDING and conn.answer is not None:
             # It may close files far away, which takes time.
             self.tpool.submit(conn.answer.close)
-
-    # In a thread.
-
-    def handle(self, conn: Connection) -> bool:
-        """Run the application, or go on with its answer, as far as the client reads.
-
-        Return whether the answer is finished.
-        """
-        try:
-            if conn.error is not None:
-                raise conn.error
-            if conn.answer is None:
-                conn.answer = self._answer(conn)
-            for _ in conn.answer:
-                if not conn.output.flush():
-                    return False
-                if conn.output.is_broken:
-                    conn.answer.close()
-                    return True
-        except Exception as error:
-            self._fail(conn, error)
-        return conn.output.flush()
-
-    def _answer(self, conn: Connection) -> Generator[None, None, None]:
-        """Run the application, and write its answer piece by piece."""
-        incoming = conn.incoming
-        request = incoming.request
-        # The client was told before its body came.
-        request._expected_100_continue = False
-        conn.response, environ = wsgi.create(
-            request, conn.output, conn.client, conn.server, self.cfg
-        )
-        environ["wsgi.multithread"] = True
-        if incoming.is_too_long:
-            # The application refuses it by its length, which one in chunks lacks.
-            environ["CONTENT_LENGTH"] = str(self._max_body_bytes + 1)
-            environ.pop("HTTP_TRANSFER_ENCODING", None)
-        if incoming.is_unread or not self.alive:
-            conn.response.force_close()
-        items = self.wsgi(environ, conn.response.start_response)
-        try:
-            for item in items:
-                conn.response.write(item)
-                yield
-            conn.response.close()
-        finally:
-            if hasattr(items, "close"):
-                items.close()
-        conn.keeps_alive = not (conn.response.should_close() or request.body.failed)
-
-    def _fail(self, conn: Connection, error: Exception) -> None:
-        """Answer an error, or end the connection where an answer has begun."""
-        request = conn.incoming.request
-        if conn.response is not None and conn.response.headers_sent:
-            self.log.error("Error handling %s", request.uri, exc_info=error)
-            conn.output.is_broken = True
-        elif request is None and isinstance(error, StopIteration | OSError):
-            # The head holds no request.
-            conn.output.is_broken = True
-        else:
-            self.handle_error(request, conn.output, conn.client, error)
-        conn.error = None
-        conn.answer = (None for _ in ())

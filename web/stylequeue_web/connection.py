@@ -1,8 +1,10 @@
 """A client's connection: its state, its limits, and the answer on its way out."""
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import Enum, auto
+from selectors import BaseSelector
 from socket import socket
 from typing import Any
 
@@ -104,3 +106,38 @@ class Connection:
         self.moved = 0
         # When the body, or the answer, must have ended; None before it began.
         self.last_deadline: float | None = None
+
+    def watch(
+        self, poller: BaseSelector, events: int, call: Callable[[Any], None]
+    ) -> None:
+        """Have the loop call when one of these events comes; 0 for none."""
+        if events == self.watched:
+            return
+        if not events:
+            poller.unregister(self.sock)
+        elif self.watched:
+            poller.modify(self.sock, events, call)
+        else:
+            poller.register(self.sock, events, call)
+        self.watched = events
+
+    def begin_windows(self, limits: Limits) -> None:
+        """Count from now on what a body or an answer moves."""
+        now = time.monotonic()
+        self.last_deadline = now + limits.total_seconds
+        self._begin_window(now, limits)
+
+    def moves_on(self, limits: Limits) -> bool:
+        """Return whether enough moved in the window that ends; begin another if so."""
+        now = time.monotonic()
+        moved = self.moved if self.state is State.BODY else self.output.moved
+        if self.last_deadline is None or now >= self.last_deadline:
+            return False
+        if moved < limits.window_bytes:
+            return False
+        self._begin_window(now, limits)
+        return True
+
+    def _begin_window(self, now: float, limits: Limits) -> None:
+        self.moved = self.output.moved = 0
+        self.deadline = now + limits.window_seconds

@@ -1,5 +1,6 @@
 """One request as it arrives, kept until it is whole; nothing here waits for it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -61,10 +62,10 @@ class ChunkScanner:
             stop = end or len(data)
             self._line += data[at:stop]
             at = stop
-            if end:
-                self._end_line(self._line.strip(b"\r\n"))
-            elif len(self._line) > MAX_CHUNK_LINE:
+            if len(self._line) > MAX_CHUNK_LINE:
                 self.done = True
+            elif end:
+                self._end_line(self._line.strip(b"\r\n"))
         return at
 
     def _end_line(self, line: bytes) -> None:
@@ -137,7 +138,9 @@ class IncomingRequest:
     def close(self) -> None:
         """Give back what the body took."""
         if self._body is not None:
-            self._body.close()
+            # On a full disk, what is still buffered cannot be written.
+            with suppress(OSError):
+                self._body.close()
             self._body = None
         self._budget.give_back(self._stored)
         self._stored = 0
@@ -178,14 +181,11 @@ class IncomingRequest:
             count = min(self._left, len(data))
             self._left -= count
             ends = self._left == 0
-        self._store(data[:count])
-        if ends and not self.is_whole:
-            self.is_whole = True
-            if self._body is not None:
-                self._body.seek(0)
+        self._store(data[:count], ends)
+        self.is_whole = self.is_whole or ends
         return data[count:]
 
-    def _store(self, data: bytes) -> None:
+    def _store(self, data: bytes, is_last: bool) -> None:
         if self._stored + len(data) > self._max_body_bytes:
             self._refuse_length()
         elif not self._budget.take(len(data)):
@@ -193,12 +193,18 @@ class IncomingRequest:
         else:
             self._stored += len(data)
             try:
-                if self._body is None:
-                    # Closed in close().
-                    self._body = SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115
-                self._body.write(data)
+                self._write(data, is_last)
             except OSError:
                 self._refuse("The server's temporary folder is full; try again later.")
+
+    def _write(self, data: bytes, is_last: bool) -> None:
+        if self._body is None:
+            # Closed in close().
+            self._body = SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115
+        self._body.write(data)
+        if is_last:
+            # The parser reads it from its beginning; what was buffered is written.
+            self._body.seek(0)
 
     def _refuse_length(self) -> None:
         self.is_whole = self.is_too_long = True
