@@ -69,7 +69,6 @@ class AnsweringWorker(ThreadWorker):
         request = conn.incoming.request
         if conn.response is not None and conn.response.headers_sent:
             self.log.error("Error handling %s", request.uri, exc_info=error)
-            conn.output.is_broken = True
         elif request is None and isinstance(error, StopIteration | OSError):
             # The head holds no request.
             conn.output.is_broken = True

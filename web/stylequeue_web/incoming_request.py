@@ -149,9 +149,8 @@ class IncomingRequest:
         searched = max(0, len(self._head) - len(END_OF_HEAD))
         self._head += data
         end = self._head.find(END_OF_HEAD, searched)
-        if max(end, 0) > MAX_HEAD_BYTES or (
-            end < 0 and len(self._head) > MAX_HEAD_BYTES
-        ):
+        length = len(self._head) if end < 0 else end
+        if length > MAX_HEAD_BYTES:
             raise LimitRequestHeaders("the head is too long")
         if end < 0:
             return b""
