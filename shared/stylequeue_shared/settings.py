@@ -1,15 +1,16 @@
 """The settings of the installation: one frozen object, from the environment."""
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -24,6 +25,8 @@ from pydantic import (
 from stylequeue_shared.errors import BadConfiguration
 
 PREFIX = "STYLEQUEUE_"
+# A path under which a proxy may serve us, such as /queue.
+URL_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?")
 
 
 def _own_home() -> Path:
@@ -104,6 +107,16 @@ class Settings(BaseModel):
     trusted_hosts: tuple[str, ...] = Field(
         (), description="Host names that requests may name, separated by commas."
     )
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="Addresses or networks of the reverse proxies whose "
+        "`X-Forwarded-` headers hold, separated by commas.",
+    )
+    public_url: str | None = Field(
+        None,
+        description="Address under which people reach the pages, such as "
+        "https://styles.example/queue; left out: as each request names it.",
+    )
     lease_seconds: float = Field(
         30, ge=1, le=3600, description="How long a silent worker keeps its job."
     )
@@ -124,12 +137,51 @@ class Settings(BaseModel):
         1000, ge=1, description="Waiting jobs above which submitting answers 503."
     )
 
-    @field_validator("trusted_hosts", mode="before")
+    @field_validator("trusted_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(host.strip() for host in value.split(",") if host.strip())
+            return tuple(one.strip() for one in value.split(",") if one.strip())
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            try:
+                ip_network(one)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; allowed are addresses and networks such as 10.0.0.7, "
+                    "10.0.0.0/8 or fd00::/8"
+                ) from None
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"no web address: {error}") from None
+        scheme, host = parts.scheme.lower(), parts.netloc.lower()
+        if (
+            scheme not in ("http", "https")
+            or not parts.hostname
+            or port == 0
+            or "@" in host
+            or parts.query
+            or parts.fragment
+            or not URL_PATH.fullmatch(parts.path)
+        ):
+            raise ValueError(
+                "allowed are http:// or https://, a host, maybe a port and a plain "
+                "path, such as https://styles.example/queue"
+            )
+        return f"{scheme}://{host}{parts.path.rstrip('/')}"
 
     @field_validator("home")
     @classmethod

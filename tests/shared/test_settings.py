@@ -138,6 +138,56 @@ def test_trusted_hosts_are_separated_by_commas() -> None:
     assert found.trusted_hosts == ("paint.example", "b.example")
 
 
+def test_trusted_proxies_are_addresses_or_networks() -> None:
+    found = load(trusted_proxies="10.0.0.7, fd00::/8,127.0.0.1")
+    assert found.trusted_proxies == ("10.0.0.7", "fd00::/8", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["proxy.example", "10.0.0.5/8", "10.0.0.300", "10.0.0.1:80", "*"]
+)
+def test_a_malformed_proxy_is_refused_by_name(wrong: str) -> None:
+    said = refused(trusted_proxies=f"127.0.0.1, {wrong}")
+    assert said.startswith("STYLEQUEUE_TRUSTED_PROXIES: found")
+    assert wrong in said
+    assert "10.0.0.0/8" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("https://styles.example", "https://styles.example"),
+        ("HTTPS://Styles.example/", "https://styles.example"),
+        ("http://styles.example:8080/a/b/", "http://styles.example:8080/a/b"),
+        ("https://[2001:db8::1]/q.1_~-", "https://[2001:db8::1]/q.1_~-"),
+    ],
+)
+def test_the_public_url_is_kept_without_its_last_slash(given: str, found: str) -> None:
+    assert load(public_url=given).public_url == found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "styles.example",
+        "//styles.example",
+        "ftp://styles.example",
+        "https://",
+        "https:///queue",
+        "https://me:secret@styles.example",
+        "https://styles.example?a=b",
+        "https://styles.example#a",
+        "https://styles.example//evil",
+        "https://styles.example/../a",
+        "https://styles.example/a b",
+        "https://styles.example:99999",
+        "https://[::1",
+    ],
+)
+def test_what_is_no_public_url_is_refused_by_name(wrong: str) -> None:
+    assert refused(public_url=wrong).startswith("STYLEQUEUE_PUBLIC_URL: found")
+
+
 def test_settings_do_not_change() -> None:
     found = load_settings({})
     with pytest.raises(ValidationError, match="frozen"):

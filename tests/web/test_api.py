@@ -462,6 +462,23 @@ def test_a_key_that_is_none_is_refused_by_name(
     assert kept.is_nothing()
 
 
+def test_a_retry_with_a_key_is_made_once(client: FlaskClient, submit: Submit) -> None:
+    first, other = submit(), submit()
+    for job in (first, other):
+        client.post(job["links"]["cancel"])
+    key = {"Idempotency-Key": "a-key"}
+    made = client.post(first["links"]["retry"], headers=key)
+    assert made.status_code == 201
+    again = client.post(first["links"]["retry"], headers=key)
+    assert again.status_code == 200
+    assert again.get_json() == made.get_json()
+    assert again.headers["Location"] == made.headers["Location"]
+    # The key stands for this job, and for nothing else.
+    assert client.post(other["links"]["retry"], headers=key).status_code == 409
+    assert keyed(client).status_code == 409
+    assert client.post(first["links"]["retry"]).status_code == 201
+
+
 def test_a_retry_names_its_origin_even_when_that_is_gone(
     client: FlaskClient, submit: Submit
 ) -> None:

@@ -18,7 +18,8 @@ from werkzeug.test import run_wsgi_app
 
 from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.settings import Settings
-from stylequeue_web.app import SUBMISSIONS, Application, create_app
+from stylequeue_web.app import Application, create_app
+from stylequeue_web.rate_limits import SUBMISSIONS
 from tests.web.conftest import JOBS, Worker, form
 
 DESCRIPTION = "/api/v1/openapi.json"
@@ -45,8 +46,12 @@ def test_submissions_of_one_address_are_limited(client: FlaskClient) -> None:
     assert answer.status_code == 429
     assert answer.mimetype == "application/problem+json"
     assert answer.get_json()["code"] == "too_many_requests"
-    assert "120 per 1 minute" in answer.get_json()["detail"]
-    assert 0 < int(answer.headers["Retry-After"]) <= 60
+    detail, seconds = answer.get_json()["detail"], answer.headers["Retry-After"]
+    assert detail == (
+        "Too many submissions from this address: 120 per 1 minute are allowed; "
+        f"try again in {seconds} s."
+    )
+    assert 0 < int(seconds) <= 60
     # Whichever way they come; and nobody else, and nothing else, is held up.
     assert limited(client, f"{missing}/retry") == {429}
     assert limited(client, JOBS, environ_base={"REMOTE_ADDR": "192.0.2.7"}) == {400}

@@ -18,10 +18,10 @@ from stylequeue_shared.models import Job, JobState
 from stylequeue_shared.models import Worker as WorkerRow
 from stylequeue_shared.settings import Settings
 from stylequeue_web import readiness as readiness_module
-from stylequeue_web.app import Application
+from stylequeue_web.app import Application, create_app
 from stylequeue_web.services import NAME
 from tests.shared.submitting import submit
-from tests.web.conftest import JOBS, Kept, Worker
+from tests.web.conftest import JOBS, Kept, Worker, close
 
 
 @pytest.fixture
@@ -47,9 +47,10 @@ def readiness(client: FlaskClient, installation: Settings) -> tuple[int, Any]:
     return answer.status_code, answer.get_json()
 
 
-def numbers(client: FlaskClient) -> dict[str, float]:
+def numbers(client: FlaskClient, token: str | None = None) -> dict[str, float]:
     """Return the metrics by name, or by state; those of a worker by both."""
-    answer = client.get("/metrics")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    answer = client.get("/metrics", headers=headers)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
     return {
@@ -167,6 +168,7 @@ def test_the_numbers_of_an_idle_installation_are_all_there(
         "stylequeue_queue_paused": 0,
         "stylequeue_lost_leases_total": 0,
         "stylequeue_rows_skipped_total": 0,
+        "stylequeue_worker_seconds_total": 0,
     }
 
 
@@ -194,6 +196,7 @@ def test_jobs_are_counted_by_state_and_workers_by_speed(
             update(Job).where(oldest.id == ids[3]).values(created_at=now() - 90)
         )
     found = {name: n for name, n in numbers(client).items() if ":" not in name}
+    assert found.pop("stylequeue_worker_seconds_total") > 0
     assert 90 <= found.pop("stylequeue_oldest_waiting_seconds") < 120
     assert found == {
         **dict.fromkeys(JobState, 0),
@@ -233,19 +236,35 @@ def test_what_each_worker_counted_is_told(
 
 
 def test_lost_leases_and_the_seconds_of_each_owner_are_counted(
-    client: FlaskClient, database: Database, worker: Worker
+    installation: Settings, database: Database, worker: Worker
 ) -> None:
-    job_id = submit(database, owner="ann")
-    for number in range(1, 3):
+    token = "a-token-of-operators"
+    given = {**installation.model_dump(), "operator_token": token}
+    app = create_app(Settings.model_validate(given))
+    client = app.test_client()
+    names = {submit(database, owner="ann"): "ann", submit(database, owner="bob"): "bob"}
+    for _ in names:
         worker.claim()
-        with database.write() as connection:
-            changes = {"lease_until": now() - 1, "claimed_at": now() - 100}
-            connection.execute(update(Job).values(changes))
-        assert jobs.return_lost(database) == [job_id]
-        found = numbers(client)
-        assert found["stylequeue_lost_leases_total"] == number
-        seconds = found["stylequeue_worker_seconds_total:ann"]
-        assert 100 * number <= seconds < 100 * number + 60
+    with database.write() as connection:
+        changes = {"lease_until": now() - 1, "claimed_at": now() - 100}
+        connection.execute(update(Job).values(changes))
+    assert set(jobs.return_lost(database)) == set(names)
+    found = numbers(client, token)
+    assert found["stylequeue_lost_leases_total"] == 2
+    of_each = [
+        found[f"stylequeue_worker_seconds_total:{name}"] for name in ("ann", "bob")
+    ]
+    assert all(100 <= seconds < 160 for seconds in of_each)
+    # Without the token nobody's name is told.
+    assert numbers(client)["stylequeue_worker_seconds_total"] == sum(of_each)
+    assert "ann" not in client.get("/metrics").text
+    wrong = client.get("/metrics", headers={"Authorization": "Bearer wrong"})
+    assert wrong.status_code == 401
+    # A proxy's own password is no token.
+    basic = client.get("/metrics", headers={"Authorization": "Basic YTph"})
+    assert basic.status_code == 200
+    assert "ann" not in basic.text
+    close(app)
 
 
 def test_a_paused_queue_is_told(client: FlaskClient, database: Database) -> None:

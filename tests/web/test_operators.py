@@ -12,6 +12,7 @@ from stylequeue_shared.models import Job
 from stylequeue_shared.settings import Settings
 from stylequeue_web.app import Application, create_app
 from stylequeue_web.schemas import JobBody
+from stylequeue_web.security import cookie_name
 from tests.web.conftest import JOBS, Client, Worker, close, form
 
 Submit = Callable[..., dict[str, Any]]
@@ -78,13 +79,48 @@ def test_without_a_token_set_nobody_operates(installation: Settings) -> None:
     close(app)
 
 
-def test_the_token_cannot_be_guessed_at_leisure(client: FlaskClient) -> None:
-    wrong = {"Authorization": "Bearer wrong"}
-    found = [
-        client.post(f"{API}/queue/pause", headers=wrong).status_code for _ in range(25)
-    ]
-    assert found == [401] * 20 + [429] * 5
-    assert client.get(f"{API}/queue").get_json()["paused"] is False
+WRONG = {"Authorization": "Bearer wrong"}
+TOO_MANY = "Too many wrong operator tokens from this address; try again in"
+
+
+def guess(client: FlaskClient, page: Callable[..., Any], way: str) -> Any:
+    """Show a wrong token by one of the ways there are."""
+    if way == "call":
+        return client.post(f"{API}/queue/pause", headers=WRONG)
+    if way == "owner":
+        return client.post(JOBS, data=form(owner="ann"), headers=WRONG)
+    if way == "metrics":
+        return client.get("/metrics", headers=WRONG)
+    return page("/workers/sign-in", token="wrong")
+
+
+@pytest.mark.parametrize("way", ["call", "owner", "metrics", "page"])
+def test_wrong_tokens_are_limited_and_the_right_one_never_is(
+    client: FlaskClient, page: Callable[..., Any], way: str
+) -> None:
+    found = [guess(client, page, way) for _ in range(22)]
+    assert [answer.status_code for answer in found] == [401] * 20 + [429] * 2
+    assert TOO_MANY in found[-1].text
+    assert 0 < int(found[-1].headers["Retry-After"]) <= 60
+    # By every other way they are limited, too, and for nobody else.
+    for other in ("call", "owner", "metrics", "page"):
+        assert guess(client, page, other).status_code == 429
+    elsewhere = {"REMOTE_ADDR": "192.0.2.7"}
+    answer = client.post(
+        f"{API}/queue/pause", headers=WRONG, environ_overrides=elsewhere
+    )
+    assert answer.status_code == 401
+    assert client.post(f"{API}/queue/pause", headers=BEARER).status_code == 202
+    given = client.post(JOBS, data=form(owner="ann"), headers=BEARER)
+    assert given.status_code == 201
+    assert client.get("/metrics", headers=BEARER).status_code == 200
+    assert page("/workers/sign-in", token=TOKEN).status_code == 303
+
+
+def test_who_shows_no_token_guesses_nothing(client: FlaskClient) -> None:
+    found = {client.post(f"{API}/queue/pause").status_code for _ in range(25)}
+    assert found == {401}
+    assert client.post(f"{API}/queue/pause", headers=WRONG).status_code == 401
 
 
 def test_a_job_is_moved_between_classes_and_to_the_front(
@@ -219,16 +255,16 @@ def test_operators_sign_in_on_the_page_of_the_workers(
     beat("gpu-1")
     job = submit()
     assert "Pause the queue" not in visited(client)
-    assert page("/queue/pause").status_code == 403
+    assert page("/workers/queue/pause").status_code == 403
     assert page("/workers/sign-in", token="wrong").status_code == 401
     assert page("/workers/sign-in", token=TOKEN).location == "/workers"
     assert "Pause the queue" in visited(client)
     assert TOKEN not in visited(client)
-    assert page("/queue/pause").status_code == 303
+    assert page("/workers/queue/pause").status_code == 303
     assert "Let the queue go on" in visited(client)
-    assert page("/queue/go-on").status_code == 404
+    assert page("/workers/queue/go-on").status_code == 404
     assert "Let the queue go on" in visited(client)
-    assert page("/queue/resume").status_code == 303
+    assert page("/workers/queue/resume").status_code == 303
     assert page(f"/jobs/{job['id']}/priority", priority="low").status_code == 303
     assert page(f"/jobs/{job['id']}/priority", priority="x").status_code == 400
     assert "<option selected>low</option>" in client.get(job["links"]["page"]).text
@@ -236,7 +272,7 @@ def test_operators_sign_in_on_the_page_of_the_workers(
     assert page("/workers/gpu-1/drain", running="finish").status_code == 303
     assert jobs.claim(database, "gpu-1", lease_seconds=30) is None
     assert page("/workers/sign-out").status_code == 303
-    assert page("/queue/pause").status_code == 403
+    assert page("/workers/queue/pause").status_code == 403
     assert "Put in front" not in client.get(job["links"]["page"]).text
 
 
@@ -244,7 +280,8 @@ def test_a_new_token_signs_everybody_out(
     client: FlaskClient, page: Callable[..., Any], installation: Settings
 ) -> None:
     page("/workers/sign-in", token=TOKEN)
-    cookie = client.get_cookie("stylequeue")
+    name = cookie_name(installation)
+    cookie = client.get_cookie(name)
     assert cookie
     changed = installation.model_validate(
         {**installation.model_dump(), "operator_token": "another-token-of-theirs"}
@@ -252,7 +289,7 @@ def test_a_new_token_signs_everybody_out(
     app: Application = create_app(changed)
     app.test_client_class = Client
     other = app.test_client()
-    other.set_cookie("stylequeue", cookie.value)
+    other.set_cookie(name, cookie.value)
     assert "Pause the queue" not in visited(other)
     close(app)
 
@@ -262,8 +299,8 @@ def test_another_site_cannot_use_an_operator_s_cookie(
 ) -> None:
     page("/workers/sign-in", token=TOKEN)
     foreign = {"Origin": "https://elsewhere.example"}
-    assert client.post("/queue/pause", headers=foreign).status_code == 403
-    assert client.post("/queue/pause").status_code == 400
+    assert client.post("/workers/queue/pause", headers=foreign).status_code == 403
+    assert client.post("/workers/queue/pause").status_code == 400
     # The API knows no cookies.
     assert client.post(f"{API}/queue/pause").status_code == 401
 

@@ -190,15 +190,27 @@ def test_what_is_no_cursor_of_ours_is_refused(app: Application, given: str) -> N
     assert refusal.value.field == "cursor"
 
 
+def test_the_etag_names_the_release(
+    client: FlaskClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = f"{JOBS}/{submit(database)}"
+    etag = client.get(here).headers["ETag"]
+    assert client.get(here, headers={"If-None-Match": etag}).status_code == 304
+    # The next one may have more to say of the same job.
+    monkeypatch.setattr(records, "RELEASE", "99.0")
+    assert client.get(here, headers={"If-None-Match": etag}).status_code == 200
+
+
 def test_a_cursor_outlives_the_job_that_it_names(
     app: Application, database: Database
 ) -> None:
     ids = [submit(database) for _ in range(3)]
     ours = app.extensions[NAME]
-    (newest,), cursor = records.page(ours, state=None, limit=1, cursor=None)
-    assert newest["id"] == ids[2]
-    jobs.request(database, ids[2], "cancel")
-    jobs.forget(database, ids[2])
-    rest, end = records.page(ours, state=None, limit=5, cursor=cursor)
+    with app.test_request_context():
+        (newest,), cursor = records.page(ours, state=None, limit=1, cursor=None)
+        assert newest["id"] == ids[2]
+        jobs.request(database, ids[2], "cancel")
+        jobs.forget(database, ids[2])
+        rest, end = records.page(ours, state=None, limit=5, cursor=cursor)
     assert [job["id"] for job in rest] == ids[1::-1]
     assert end is None

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from stylequeue_shared.settings import Settings, load_settings
 from stylequeue_web.app import Application, create_app
-from stylequeue_web.security import trusted_hosts
+from stylequeue_web.security import cookie_name, trusted_hosts
 from tests.web.conftest import JOBS, Kept, close, form
 
 CROSS_SITE = [
@@ -204,9 +204,49 @@ def test_every_answer_carries_the_headers_that_guard_it(
 def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(
     client: FlaskClient,
 ) -> None:
-    cookie = client.get("/").headers["Set-Cookie"]
-    assert cookie.startswith("stylequeue=")
-    flags = {flag.strip() for flag in cookie.split(";")[1:]}
-    assert {"HttpOnly", "SameSite=Lax"} <= flags
+    name, flags = cookie_of(client.get("/"))
+    assert re.fullmatch("stylequeue_[0-9a-f]{12}", name)
+    assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= flags
+    assert "Secure" not in flags
     assert not any(flag.startswith("Domain") for flag in flags)
     assert "Set-Cookie" not in client.get(JOBS).headers
+
+
+def cookie_of(answer: Any) -> tuple[str, set[str]]:
+    """Return the name of the cookie that an answer sets, and its flags."""
+    cookie, *flags = answer.headers["Set-Cookie"].split(";")
+    return cookie.partition("=")[0], {flag.strip() for flag in flags}
+
+
+def test_two_installations_on_one_host_have_cookies_of_their_own(
+    tmp_path: Path,
+) -> None:
+    names = {cookie_name(Settings(home=tmp_path / home)) for home in "ab"}
+    assert len(names) == 2
+    # All web hosts of one installation have its key, and so its name.
+    same = [
+        cookie_name(Settings(home=tmp_path / home, secret_key="one key"))
+        for home in "cd"
+    ]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://localhost", "localhost:443"),
+        ("http://localhost", "localhost:80"),
+        ("http://localhost:80", "localhost"),
+        ("http://LocalHost:8000", "localhost:8000"),
+        ("http://localhost.:8000", "localhost:8000"),
+        ("http://[::1]", "[::1]:80"),
+    ],
+)
+def test_an_origin_may_leave_out_what_the_host_says(
+    client: FlaskClient, origin: str, host: str
+) -> None:
+    headers = {"Origin": origin, "Host": host}
+    missing = f"{JOBS}/00000000-0000-0000-0000-000000000000"
+    assert client.delete(missing, headers=headers).status_code == 404
+    other = {"Origin": origin, "Host": "localhost:9999"}
+    assert client.delete(missing, headers=other).status_code == 403

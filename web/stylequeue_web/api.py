@@ -164,10 +164,19 @@ def resume(path: schemas.JobPath) -> Response:
     return json_answer(records.job(services(), path.job_id), 202)
 
 
-@blueprint.post("/jobs/<job_id>/retry", responses={201: schemas.JobBody})
-def retry(path: schemas.JobPath) -> Response:
-    """Submit an ended job once more: same pictures and settings, same seed."""
-    return _created(records.retry(services(), path.job_id))
+@blueprint.post(
+    "/jobs/<job_id>/retry", responses={200: schemas.JobBody, 201: schemas.JobBody}
+)
+def retry(path: schemas.JobPath, header: schemas.SubmissionHeader) -> Response:
+    """Submit an ended job once more: same pictures and settings, same seed.
+
+    200 instead of 201 if the same request, by its Idempotency-Key, came before.
+    """
+    key = header.idempotency_key
+    job_id, is_new = records.retry(
+        services(), path.job_id, None if key is None else f" {key}"
+    )
+    return _created(job_id, 201 if is_new else 200)
 
 
 @blueprint.delete("/jobs/<job_id>", responses={204: None})
@@ -275,7 +284,7 @@ def _files(name: str) -> list[FileStorage]:
     return request.files.getlist(name)
 
 
-def _created(job_id: str, status: int = 201) -> Response:
+def _created(job_id: str, status: int) -> Response:
     body = records.job(services(), job_id)
     response = json_answer(body, status)
     response.headers["Location"] = body["links"]["self"]

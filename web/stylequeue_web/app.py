@@ -1,16 +1,18 @@
 """The application: pages, API and what guards them."""
 
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 from flask import current_app, request
 from flask_bootstrap import Bootstrap5
-from flask_limiter import HeaderNames, Limiter
-from flask_limiter.util import get_remote_address
 from flask_openapi3 import Info, OpenAPI
 from flask_wtf import CSRFProtect
+from flask_wtf.csrf import CSRFError
 
 from stylequeue_shared import migrate
 from stylequeue_shared.database import OUTAGE, Database
+from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.job_settings import MAX_STYLES
 from stylequeue_shared.settings import Settings
 from stylequeue_web import (
@@ -21,18 +23,14 @@ from stylequeue_web import (
     operating,
     pages,
     problems,
+    rate_limits,
     records,
     security,
     uploads,
 )
+from stylequeue_web.forwarded import ForwardedRequests
 from stylequeue_web.schemas import Problem
-from stylequeue_web.services import NAME, open_services
-
-# Submissions per address; each server process counts for itself, so that counting
-# needs no Redis.
-SUBMISSIONS = "120 per minute"
-# Wrong tokens per address.
-GUESSES = "20 per minute"
+from stylequeue_web.services import NAME, open_services, services
 
 
 class Application(OpenAPI):
@@ -56,9 +54,6 @@ def create_app(settings: Settings) -> Application:
     )
     app.config.update(
         SECRET_KEY=settings.cookie_key,
-        SESSION_COOKIE_NAME="stylequeue",
-        SESSION_COOKIE_HTTPONLY=True,
-        SESSION_COOKIE_SAMESITE="Lax",
         # Every picture at its limit, and the fields.
         MAX_CONTENT_LENGTH=(MAX_STYLES + 1) * settings.max_file_bytes + 1_000_000,
         MAX_FORM_MEMORY_SIZE=uploads.MAX_TEXT_BYTES,
@@ -66,9 +61,13 @@ def create_app(settings: Settings) -> Application:
         MAX_FILE_BYTES=settings.max_file_bytes,
         BOOTSTRAP_SERVE_LOCAL=True,
         WTF_CSRF_TIME_LIMIT=None,
+        # It would compare with a host that a proxy may have changed; our own check of
+        # the origin knows better.
+        WTF_CSRF_SSL_STRICT=False,
     )
-    app.extensions[NAME] = services = open_services(settings)
-    _check_tables(services.database)
+    app.wsgi_app = ForwardedRequests(app.wsgi_app, settings)  # type: ignore[assignment, method-assign]
+    app.extensions[NAME] = opened = open_services(settings)
+    _check_tables(opened.database)
     security.protect(app, settings)
     # Before the check of the form's token, which reads the body.
     admission.protect(app)
@@ -84,28 +83,13 @@ def create_app(settings: Settings) -> Application:
     # No cookie says who calls the API; what guards it is the check of the origin.
     for name in (api.blueprint.name, operating.blueprint.name, health.blueprint.name):
         csrf.exempt(app.blueprints[name])
-    limiter = Limiter(
-        get_remote_address,
-        app=app,
-        storage_uri="memory://",
-        headers_enabled=True,
-        # Else every submission, accepted or not, would be told to be sent once more.
-        header_name_mapping={HeaderNames.RETRY_AFTER: "X-RateLimit-Reset-After"},
-    )
-    # What is only read is not limited; looking that up would cost each poll a tenth.
-    limiter.request_filter(lambda: request.method in security.SAFE_METHODS)
-    limited = limiter.shared_limit(SUBMISSIONS, scope="submissions")
-    sign_in: Any = app.view_functions["fleet.sign_in"]
-    for endpoint in ("api.submit", "api.retry", "pages.submit", "pages.retry"):
-        view: Any = app.view_functions[endpoint]
-        app.view_functions[endpoint] = limited(view)
-    # Nobody shall find the token by trying.
-    guarded = limiter.shared_limit(
-        GUESSES, scope="guesses", deduct_when=lambda answer: answer.status_code == 401
-    )
-    guarded(operating.blueprint)
-    app.view_functions["fleet.sign_in"] = guarded(sign_in)
+    # It checks the token itself, so that a stale form is given back as it was filled.
+    csrf.exempt(pages.submit)
+    app.register_error_handler(CSRFError, pages.stale_page)
+    app.add_template_global(new_key)
+    rate_limits.limit_submissions(app)
     app.add_url_rule("/api/v1/openapi.json", view_func=description)
+    _check_public_path(app, settings)
     return app
 
 
@@ -115,11 +99,28 @@ def check_ids(endpoint: str | None, values: dict[str, Any] | None) -> None:
         records.check_id(values["job_id"])
 
 
+def new_key() -> str:
+    """Return an idempotency key for a form that is shown."""
+    return str(uuid4())
+
+
 def description() -> dict[str, object]:
     """Return the OpenAPI description of the API."""
     app = current_app
     assert isinstance(app, Application)
-    return dict(app.api_doc)
+    base = services().settings.public_url or request.script_root
+    return {**app.api_doc, **({"servers": [{"url": base}]} if base else {})}
+
+
+def _check_public_path(app: Application, settings: Settings) -> None:
+    """Refuse a public path that could not be told from an address of ours."""
+    first = urlsplit(settings.public_url or "").path.split("/")[1:2]
+    ours = {rule.rule.split("/")[1] for rule in app.url_map.iter_rules()}
+    if first and first[0] in ours:
+        raise BadConfiguration(
+            f"STYLEQUEUE_PUBLIC_URL: found a path that begins with /{first[0]}, which "
+            "is an address of StyleQueue itself; take another path"
+        )
 
 
 def _check_tables(database: Database) -> None:

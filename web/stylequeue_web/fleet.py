@@ -82,7 +82,7 @@ def drain(name: str) -> ResponseReturnValue:
     return _back()
 
 
-@pages.post("/queue/<any(pause, resume):what>")
+@pages.post("/workers/queue/<any(pause, resume):what>")
 @for_operators
 def queue(what: str) -> ResponseReturnValue:
     """Pause the queue, or have it go on."""

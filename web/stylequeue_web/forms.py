@@ -88,6 +88,11 @@ class PictureForm(FlaskForm):
     # Samples for those who browse without JavaScript; with it they become files.
     content_sample = StringField()
     style_sample = SelectMultipleField(choices=[], validate_choice=False)
+    # Pictures that an earlier try without JavaScript left on the server.
+    kept_content = SelectMultipleField(choices=[], validate_choice=False)
+    kept_style = SelectMultipleField(choices=[], validate_choice=False)
+    # One for each time that the form is shown, so that a double click gives one job.
+    idempotency_key = HiddenField()
     # The preset whose values were shown: what differs from them was changed by hand.
     shown_preset = HiddenField()
 
@@ -100,6 +105,11 @@ class PictureForm(FlaskForm):
             and field.name != "preset"
             and bool(SCHEMA[field.name].get("advanced")) == advanced
         ]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it was refused since it did not carry the token of this session."""
+        return bool(self.csrf_token.errors)
 
     def given(self) -> dict[str, Any]:
         """Return the preset and every value that differs from what was shown for it.

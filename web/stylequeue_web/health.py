@@ -1,7 +1,7 @@
 """Whether we are alive and ready, and the numbers for Prometheus."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, current_app
@@ -18,6 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from stylequeue_shared import reading
 from stylequeue_shared.models import LOST_LEASES, SKIPPED_ROWS, JobState
 from stylequeue_shared.stored_values import finite, numbers_of
+from stylequeue_web import operators
 from stylequeue_web.readiness import DEGRADED, OK, Readiness, make_readiness
 from stylequeue_web.services import NAME, Services, services
 
@@ -67,17 +68,18 @@ def ready() -> Response:
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    """Return the numbers in the format of Prometheus."""
+    """Return the numbers in the format of Prometheus; owners by name to operators."""
     registry = CollectorRegistry()
-    registry.register(JobNumbers(services()))
+    registry.register(JobNumbers(services(), names=operators.shows_token()))
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
 class JobNumbers:
     """Read from the database when asked, so that all web processes say the same."""
 
-    def __init__(self, ours: Services) -> None:
+    def __init__(self, ours: Services, *, names: bool) -> None:
         self._services = ours
+        self._names = names
 
     def collect(self) -> Iterable[Metric]:
         database = self._services.database
@@ -122,15 +124,22 @@ class JobNumbers:
             "Rows of the database that could not be read; the log names them.",
             value=reading.counter(database, SKIPPED_ROWS),
         )
-        by_owner = CounterMetricFamily(
-            "stylequeue_worker_seconds",
-            "What jobs took of the workers, by owner.",
-            labels=["owner"],
-        )
-        for owner, seconds in reading.worker_seconds(database).items():
-            by_owner.add_metric([owner], seconds)
-        yield by_owner
+        yield self._worker_seconds(reading.worker_seconds(database))
         yield from _tallied(seen)
+
+    def _worker_seconds(self, by_owner: Mapping[str, float]) -> Metric:
+        """Return the sum, or each owner's to those who may know the names."""
+        family = CounterMetricFamily(
+            "stylequeue_worker_seconds",
+            "What jobs took of the workers; by owner for operators.",
+            labels=["owner"] if self._names else [],
+        )
+        if not self._names:
+            family.add_metric([], sum(by_owner.values()))
+            return family
+        for owner, seconds in by_owner.items():
+            family.add_metric([owner], seconds)
+        return family
 
 
 def _tallied(workers: Iterable[Any]) -> Iterable[Metric]:

@@ -11,6 +11,7 @@ from flask import request, session
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
+from stylequeue_web import rate_limits
 from stylequeue_web.services import services
 
 COOKIE = "operator"
@@ -18,16 +19,24 @@ COOKIE = "operator"
 
 def require() -> None:
     """Refuse a request without the token: 401, or 403 where nobody has one."""
-    token = _token()
-    if token is None:
+    if not exist():
         raise Forbidden("STYLEQUEUE_OPERATOR_TOKEN is not set: there are no operators.")
-    given = request.authorization
-    if given is None or given.type != "bearer" or not _same(given.token or "", token):
-        raise Unauthorized(
-            "Only operators may do this: send `Authorization: Bearer` and the token of "
-            "STYLEQUEUE_OPERATOR_TOKEN.",
-            www_authenticate=WWWAuthenticate("bearer"),
-        )
+    if not shows_token():
+        raise _unauthorized()
+
+
+def shows_token() -> bool:
+    """Whether the request carries the token.
+
+    Raises Unauthorized for a wrong one, and TooManyRequests after many of them.
+    """
+    token, given = _token(), request.authorization
+    if token is None or given is None or given.type != "bearer":
+        return False
+    if not _same(given.token or "", token):
+        rate_limits.count_wrong_token()
+        raise _unauthorized()
+    return True
 
 
 def exist() -> bool:
@@ -36,9 +45,15 @@ def exist() -> bool:
 
 
 def sign_in(given: str) -> bool:
-    """Remember this visitor as an operator if the token is right; return whether."""
+    """Remember this visitor as an operator if the token is right; return whether.
+
+    Raises TooManyRequests after many wrong ones.
+    """
     token = _token()
-    if token is None or not _same(given, token):
+    if token is None:
+        return False
+    if not _same(given, token):
+        rate_limits.count_wrong_token()
         return False
     session[COOKIE] = _digest(token)
     return True
@@ -53,6 +68,14 @@ def signed_in() -> bool:
     """Whether this visitor entered the token that holds now."""
     token = _token()
     return token is not None and _same(session.get(COOKIE, ""), _digest(token))
+
+
+def _unauthorized() -> Unauthorized:
+    return Unauthorized(
+        "Only operators may do this: send `Authorization: Bearer` and the token of "
+        "STYLEQUEUE_OPERATOR_TOKEN.",
+        www_authenticate=WWWAuthenticate("bearer"),
+    )
 
 
 def _token() -> str | None:

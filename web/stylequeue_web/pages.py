@@ -4,8 +4,11 @@ All of them work without JavaScript; scripts add previews, progress and live pic
 """
 
 import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
-from io import BytesIO
+from threading import BoundedSemaphore
 from typing import Any
 
 from flask import (
@@ -18,13 +21,13 @@ from flask import (
     url_for,
 )
 from flask.typing import ResponseReturnValue
-from werkzeug.datastructures import FileStorage
+from flask_wtf.csrf import CSRFError, generate_csrf
 
 from stylequeue_shared import images, jobs
-from stylequeue_shared.errors import NotFound, UserError
+from stylequeue_shared.errors import InFlight, NotFound, UserError
 from stylequeue_shared.job_settings import MAX_STYLES, PRESET_MEANINGS, PRESETS
 from stylequeue_shared.models import TERMINAL, JobState
-from stylequeue_web import forms, records, words
+from stylequeue_web import form_pictures, forms, records, words
 from stylequeue_web.samples import sample_bytes, samples
 from stylequeue_web.services import services
 from stylequeue_web.submissions import submit as submit_job
@@ -32,6 +35,10 @@ from stylequeue_web.submissions import submit as submit_job
 PER_PAGE = 24
 # The only smaller size that samples are made in.
 SAMPLE_SIZE = 256
+# How long the second of two clicks waits for the first, in seconds; two of them at a
+# time in each process, so that waiting takes few threads.
+PAUSES = (0.3, 0.7, 1, 2, 3, 3)
+SECOND_CLICKS = BoundedSemaphore(2)
 
 pages = Blueprint("pages", __name__)
 
@@ -52,7 +59,9 @@ def index() -> ResponseReturnValue:
 def submit() -> ResponseReturnValue:
     """Take a submission; scripts ask for JSON and keep the chosen files if refused."""
     form = forms.job_form(services().settings)()
-    if form.validate():
+    # The token of the session is a field like others: see CSRFProtect in app.py.
+    is_complete = form.validate()
+    if is_complete:
         try:
             job_id = _submit(form)
         except UserError as error:
@@ -62,10 +71,14 @@ def submit() -> ResponseReturnValue:
             if _wants_json():
                 return {"location": page}, 201
             return redirect(page, 303)
+    status = 400 if form.is_stale else 422
+    if form.is_stale:
+        form.form_errors.append(words.STALE_FORM)
     if _wants_json():
-        errors = {name: " ".join(found) for name, found in form.errors.items() if name}
-        return {"errors": errors, "message": " ".join(form.form_errors)}, 422
-    return _form_page(form), 422
+        return _refusal(form), status
+    if not is_complete:
+        form_pictures.keep(services(), form)
+    return _form_page(form), status
 
 
 @pages.get("/jobs/<job_id>")
@@ -78,7 +91,7 @@ def job(job_id: str) -> ResponseReturnValue:
         headline=words.headline(record),
         detail=words.detail(record),
         styles=records.styles(services(), job_id),
-        content_url=f"/api/v1/jobs/{job_id}/content?size=512",
+        content_url=records.address(f"/{job_id}/content?size=512"),
         settings_rows=_settings_rows(record["settings"]),
         terminal_states=TERMINAL,
         fact=words.fact,
@@ -140,8 +153,10 @@ def resume(job_id: str) -> ResponseReturnValue:
 
 @pages.post("/jobs/<job_id>/retry")
 def retry(job_id: str) -> ResponseReturnValue:
-    """Run an ended job once more, as a new one."""
-    again = records.retry(services(), job_id)
+    """Run an ended job once more, as a new one; once for each time it is shown."""
+    key = form_pictures.page_key(request.form.get("idempotency_key"))
+    key = key and f"{key} {job_id}"
+    again = _after_first_click(lambda: records.retry(services(), job_id, key)[0])
     return redirect(url_for("pages.job", job_id=again), 303)
 
 
@@ -167,14 +182,30 @@ def sample(name: str) -> Response:
 def error_page(status: int, detail: str = "") -> ResponseReturnValue:
     """Answer an error of a page in words, with a way on."""
     title, advice = words.ERRORS.get(status, ("That did not work", ""))
-    if request.accept_mimetypes.best == "application/json":
+    return _told(status, title, detail, advice)
+
+
+def stale_page(error: CSRFError) -> ResponseReturnValue:
+    """Answer a button of a page that is older than the visitor's session."""
+    job_id = (request.view_args or {}).get("job_id")
+    fresh = url_for("pages.job", job_id=job_id) if job_id else url_for("fleet.workers")
+    return _told(400, *words.STALE_PAGE, fresh=fresh)
+
+
+def _told(
+    status: int, title: str, detail: str, advice: str, fresh: str | None = None
+) -> ResponseReturnValue:
+    if _wants_json():
         return {"errors": {}, "message": detail or f"{title}. {advice}"}, status
-    return (
-        render_template(
-            "error.html", status=status, title=title, detail=detail, advice=advice
-        ),
-        status,
+    page = render_template(
+        "error.html",
+        status=status,
+        title=title,
+        detail=detail,
+        advice=advice,
+        fresh=fresh,
     )
+    return page, status
 
 
 def _asked(job_id: str, what: jobs.Request) -> ResponseReturnValue:
@@ -188,6 +219,10 @@ def _form_page(form: forms.PictureForm, source: str | None = None) -> str:
         "index.html",
         form=form,
         source=source,
+        kept={
+            name: form_pictures.kept_names(form[f"kept_{name}"].data or [])
+            for name in ("content", "style")
+        },
         schema=forms.SCHEMA,
         presets={name: forms.preset_values(name) for name in PRESETS},
         meanings=PRESET_MEANINGS,
@@ -198,19 +233,47 @@ def _form_page(form: forms.PictureForm, source: str | None = None) -> str:
     )
 
 
+def _refusal(form: forms.PictureForm) -> dict[str, Any]:
+    """Return why a form was refused; to one that is stale, a token for its next try."""
+    errors = {
+        name: " ".join(found)
+        for name, found in form.errors.items()
+        if name and name != form.csrf_token.name
+    }
+    refusal = {"errors": errors, "message": " ".join(form.form_errors)}
+    return {**refusal, "csrf_token": generate_csrf()} if form.is_stale else refusal
+
+
 def _submit(form: forms.PictureForm) -> str:
-    """Submit what was chosen, samples included; raises UserError naming the field."""
-    content = [form.content.data] if form.content.data else []
-    style = [file for file in form.style.data or () if file]
-    if not content and form.content_sample.data:
-        content = [_sample(form.content_sample.data)]
-    style += [_sample(name) for name in form.style_sample.data or ()]
-    if not content:
-        raise UserError("Choose the picture to paint.", field="content")
-    if not style:
-        raise UserError("Choose at least one style picture.", field="style")
+    """Submit what was chosen, once; raises UserError naming the field."""
+    content, styles = form_pictures.chosen(services(), form)
     given = json.dumps(form.given())
-    return submit_job(services(), content[0], style, given).job_id
+    key = form_pictures.idempotency_key(form, given, [content, *styles])
+
+    def send() -> str:
+        form_pictures.rewind([content, *styles])
+        return submit_job(services(), content, styles, given, key=key).job_id
+
+    return _after_first_click(send)
+
+
+def _after_first_click(send: Callable[[], str]) -> str:
+    """Return the job that `send` records, or that the click before it did.
+
+    The browser shows the answer to the second of two clicks only. Raises InFlight
+    when the first takes long.
+    """
+    with suppress(InFlight):
+        return send()
+    if SECOND_CLICKS.acquire(blocking=False):
+        try:
+            for seconds in PAUSES:
+                time.sleep(seconds)
+                with suppress(InFlight):
+                    return send()
+        finally:
+            SECOND_CLICKS.release()
+    raise InFlight(words.IN_FLIGHT)
 
 
 def _place(form: forms.PictureForm, error: UserError) -> None:
@@ -235,18 +298,12 @@ def _small_sample(name: str) -> tuple[bytes, str]:
     return images.encode_jpeg(small), "image/jpeg"
 
 
-def _sample(name: str) -> FileStorage:
-    """Return a sample as if the visitor had uploaded it."""
-    data, media_type = sample_bytes(name)
-    return FileStorage(BytesIO(data), filename=name, content_type=media_type)
-
-
 def _thumbnail(job: dict[str, Any]) -> str:
     """Return the address of a small picture of a job, whatever its state."""
     newest = job["result"] or (job["snapshots"] or [None])[-1]
     if newest:
         return str(newest["preview_url"])
-    return f"/api/v1/jobs/{job['id']}/content?size=512"
+    return records.address(f"/{job['id']}/content?size=512")
 
 
 def _settings_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:

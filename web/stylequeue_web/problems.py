@@ -1,7 +1,6 @@
 """Errors as answers: problem details (RFC 9457) for programs, pages for people."""
 
 import json
-import time
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +16,7 @@ from stylequeue_shared.errors import InFlight, MachineError, OurError, StyleQueu
 from stylequeue_shared.system_errors import as_machine_error
 from stylequeue_web.admission import MAX_OTHER_BYTES, UPLOAD_ENDPOINTS
 from stylequeue_web.pages import error_page
+from stylequeue_web.rate_limits import seconds_until
 
 MEDIA_TYPE = "application/problem+json"
 # Neither needs a page: programs ask for them.
@@ -76,12 +76,15 @@ def from_http(error: HTTPException) -> ResponseReturnValue:
     code = HTTPStatus(status).name.lower()
     detail = error.description or ""
     if isinstance(error, RateLimitExceeded):
-        detail = f"Too many submissions from this address: {detail} are allowed."
+        (limiter,) = current_app.extensions["limiter"]
+        error.retry_after = seconds_until(limiter.current_limit.reset_at)
+        detail = (
+            f"Too many submissions from this address: {detail} are allowed; "
+            f"try again in {error.retry_after} s."
+        )
     if isinstance(error, RequestEntityTooLarge):
         detail = _too_large()
     response = _answer(status, code, detail, None)
-    if isinstance(error, RateLimitExceeded):
-        response.headers["Retry-After"] = str(_seconds_to_next_window())
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             response.headers[name] = value
@@ -119,12 +122,6 @@ def _too_large() -> str:
         f"{config['MAX_FORM_MEMORY_SIZE'] / 1000:.0f} kB in a field of text such as "
         "settings."
     )
-
-
-def _seconds_to_next_window() -> int:
-    (limiter,) = current_app.extensions["limiter"]
-    reset_at: int = limiter.current_limit.reset_at
-    return max(1, int(reset_at - time.time()))
 
 
 def _log(event: str, error: Exception) -> None:

@@ -2,21 +2,28 @@
 
 import base64
 import binascii
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version as version_of
 from typing import Any, NamedTuple
+
+from flask import request
 
 from stylequeue_shared import free_space, jobs, reading
 from stylequeue_shared.artefacts import PREVIEW_SIZE, media_type
 from stylequeue_shared.errors import InvalidSetting, NotFound, UnreadableRow
 from stylequeue_shared.models import JobState
+from stylequeue_shared.once import Once, once
 from stylequeue_shared.skipped_rows import note_skipped
 from stylequeue_shared.stored_values import LAST_TIME, estimate_of, finite, object_of
 from stylequeue_web.services import Services
 
 PREFIX = "/api/v1"
+# The next release may have more to say of the same job.
+RELEASE = version_of("stylequeue")
 # What may be asked of a job, each by a POST to an address of its own.
 CALLS = ("cancel", "finish", "pause", "resume", "retry")
 JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -33,7 +40,12 @@ class Version(NamedTuple):
     def etag(self) -> str:
         """The ETag, without its quotes."""
         waiting = "" if self.position is None else f".{self.position}"
-        return f"{self.version}{waiting}"
+        return f"{RELEASE}-{self.version}{waiting}"
+
+
+def address(path: str) -> str:
+    """Return the absolute path of a job's address, such as `/{id}/content`."""
+    return f"{request.script_root}{PREFIX}/jobs{path}"
 
 
 def check_id(job_id: str) -> None:
@@ -89,15 +101,28 @@ def styles(services: Services, job_id: str) -> int:
     return reading.style_count(services.database, job_id)
 
 
-def retry(services: Services, job_id: str) -> str:
-    """Record the job once more, as a new one, and wake a worker; return the new id.
+def retry(services: Services, job_id: str, key: str | None = None) -> tuple[str, bool]:
+    """Record the job once more, as a new one, and wake a worker.
 
-    Raises NotFound, Conflict, QueueFull and DiskFull.
+    Return the new id, and whether it is new: a `key` that retried this job before
+    gives the same one again. Raises Conflict for a key of something else,
+    NotFound, QueueFull and DiskFull.
     """
-    limit = services.settings.max_waiting
+    if key is None:
+        return _retry(services, job_id, None), True
+    digest = hashlib.sha256(f"retry {job_id}".encode()).hexdigest()
+    with once(services.database, key) as held:
+        first = held.repeats(digest)
+        if first is not None:
+            return first, False
+        return _retry(services, job_id, (held, digest)), True
+
+
+def _retry(services: Services, job_id: str, repeats: tuple[Once, str] | None) -> str:
     quota = services.settings.store_quota_bytes
     free_space.check(services.database, services.store, quota)
-    again = jobs.retry(services.database, job_id, max_waiting=limit)
+    limit = services.settings.max_waiting
+    again = jobs.retry(services.database, job_id, max_waiting=limit, repeats=repeats)
     services.bell.ring(again)
     return again
 
@@ -143,7 +168,7 @@ def _body(
     services: Services, row: Any, snapshots: Sequence[Any], position: int | None
 ) -> dict[str, Any]:
     """Return the JSON of a job. Raises UnreadableRow."""
-    here = f"{PREFIX}/jobs/{row.id}"
+    here = address(f"/{row.id}")
     settings = object_of(row.settings)
     # Those of another release may differ from today's; they are shown as they are.
     if settings is None or finite(settings.get("steps")) is None:
@@ -185,7 +210,7 @@ def _body(
         "made_with": object_of(row.made_with),
         "links": {
             "self": here,
-            "page": f"/jobs/{row.id}",
+            "page": f"{request.script_root}/jobs/{row.id}",
             **{name: f"{here}/{name}" for name in CALLS},
         },
     }

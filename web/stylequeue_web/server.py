@@ -83,6 +83,8 @@ def gunicorn_settings(settings: Settings, limits: Limits) -> dict[str, Any]:
         "limit_request_fields": 64,
         "limit_request_field_size": 8190,
         "forwarder_headers": "",
+        # Our own middleware says which proxies are believed: see forwarded.py.
+        "secure_scheme_headers": {},
         # The heartbeat is a file; on a busy disk writing it can block for seconds.
         "worker_tmp_dir": _memory_folder(),
         # It would lie outside HOME, and be shared by all servers of this user.

@@ -98,12 +98,7 @@ def _submit(
         sizes = [(picture.width, picture.height) for picture in found]
         check_fits(completed, sizes[0], sizes[1:])
         expected = forecast(services.database, completed, sizes[0], sizes[1:])
-        jobs.keep_pictures(services.database, found)
-        for picture, path in zip(found, paths, strict=True):
-            key = original_key(picture.sha256)
-            if not services.store.exists(key):
-                services.store.put(key, path)
-                free_space.add_used(services.database, installation, picture.bytes)
+        _store(services, found, paths)
     job_id = jobs.submit(
         services.database,
         completed,
@@ -119,6 +114,31 @@ def _submit(
     # If Redis is down the housekeeper sends the wake-up later.
     services.bell.ring(job_id)
     return Submitted(job_id, is_new=True)
+
+
+def keep(services: Services, file: FileStorage, field: str) -> str:
+    """Check and store a picture for a submission to come; return its SHA-256.
+
+    It is deleted after an hour unless a job uses it. Raises as `submit` does.
+    """
+    _refuse_without_room(services)
+    with TemporaryDirectory(prefix="stylequeue-") as folder:
+        path = Path(folder, "0")
+        found = _inspect(services, file, field, path)
+        _store(services, [found], [path])
+    return found.sha256
+
+
+def _store(
+    services: Services, found: Sequence[Inspected], paths: Sequence[Path]
+) -> None:
+    """Store the pictures that are not stored yet, and record them as used."""
+    jobs.keep_pictures(services.database, found)
+    for picture, path in zip(found, paths, strict=True):
+        key = original_key(picture.sha256)
+        if not services.store.exists(key):
+            services.store.put(key, path)
+            free_space.add_used(services.database, services.settings, picture.bytes)
 
 
 def _digest(given: object) -> str:

@@ -43,6 +43,18 @@ ERRORS: Mapping[int, tuple[str, str]] = {
     503: ("Not just now", "Please try again in a little while."),
 }
 
+# Title, text and advice where a page is older than the visitor's session.
+STALE_PAGE = (
+    "This page was too old",
+    "Nothing was changed.",
+    "Reload the page, then press the button again.",
+)
+STALE_FORM = (
+    "This page was too old and has been reloaded; what you entered is still here. "
+    "Please press Start painting again. If this comes again, allow cookies."
+)
+IN_FLIGHT = "These pictures are being submitted already; the gallery will show the job."
+
 
 def headline(job: Mapping[str, Any]) -> str:
     """Return a job's state as a heading."""

@@ -49,17 +49,22 @@ def submit(
         job_id = _insert(
             connection, settings.model_dump(), content_sha, style_shas, values
         )
-        if repeats is not None:
-            key, digest = repeats
-            key.record(connection, digest, job_id)
+        _note_key(connection, repeats, job_id)
         return job_id
 
 
-def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
+def retry(
+    database: Database,
+    job_id: str,
+    *,
+    max_waiting: int,
+    repeats: tuple[Once, str] | None = None,
+) -> str:
     """Record a new job with the pictures, settings and estimate of an ended one.
 
     It has the same owner, but no priority: that is not for everybody to repeat.
-    Raises NotFound, Conflict while it is not terminal, and QueueFull.
+    `repeats` is as for `submit`. Raises NotFound, Conflict while it is not terminal,
+    QueueFull and InFlight.
     """
     with database.write() as connection:
         job = state_of(connection, job_id)
@@ -73,7 +78,9 @@ def retry(database: Database, job_id: str, *, max_waiting: int) -> str:
         values = {"estimate": estimate_of(job.estimate), "least_bytes": job.least_bytes}
         values |= {"turn": now(), **standing("normal", job.owner)}
         values["retry_of"] = job_id
-        return _insert(connection, job.settings, job.content_sha, shas, values)
+        again = _insert(connection, job.settings, job.content_sha, shas, values)
+        _note_key(connection, repeats, again)
+        return again
 
 
 def refuse_when_full(connection: Connection, max_waiting: int) -> None:
@@ -89,6 +96,14 @@ def refuse_when_full(connection: Connection, max_waiting: int) -> None:
             f"{waiting} jobs are waiting already, at most {max_waiting} may "
             "(STYLEQUEUE_MAX_WAITING); please try again later."
         )
+
+
+def _note_key(
+    connection: Connection, repeats: tuple[Once, str] | None, job_id: str
+) -> None:
+    if repeats is not None:
+        key, digest = repeats
+        key.record(connection, digest, job_id)
 
 
 def _insert(

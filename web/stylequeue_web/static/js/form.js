@@ -1,5 +1,6 @@
 // The submission form: pictures stay chosen when a submission is refused.
 
+import "./keys.js";
 import { Zone } from "./pictures.js";
 import { followPresets } from "./presets.js";
 import { upload } from "./upload.js";
@@ -48,7 +49,12 @@ form.addEventListener("submit", async (event) => {
   if (!check()) return focusFirst();
   busy(true);
   try {
-    const answer = await upload(form.action, body(), showProgress);
+    let answer = await upload(form.action, body(), showProgress);
+    if (answer.csrf_token) {
+      // The page is older than the visitor's session: the new token makes it current.
+      form.elements.csrf_token.value = answer.csrf_token;
+      answer = await upload(form.action, body(), showProgress);
+    }
     if (answer.location) return location.assign(answer.location);
     refuse(answer);
   } catch (error) {
@@ -73,8 +79,8 @@ function body() {
 }
 
 function check() {
-  if (!content.pictures.length) content.say("Choose the picture to paint.");
-  if (!style.pictures.length) style.say("Choose at least one style picture.");
+  if (!content.isFilled) content.say("Choose the picture to paint.");
+  if (!style.isFilled) style.say("Choose at least one style picture.");
   for (const input of form.querySelectorAll(".field input, .field select")) {
     const field = input.closest(".field").dataset.field;
     if (!input.validity.valid) complain(field, input.validationMessage);

@@ -1,6 +1,7 @@
 // The page of one job: draws what polling brings.
 
 import { drawLosses } from "./chart.js";
+import "./keys.js";
 import { watch } from "./poll.js";
 import { Stage } from "./stage.js";
 import { tell } from "./times.js";

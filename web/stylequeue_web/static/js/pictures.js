@@ -29,6 +29,11 @@ export class Zone {
     for (const sample of this.element.querySelectorAll(".sample input:checked")) this.toggleSample(sample);
   }
 
+  // Pictures of an earlier try lie on the server, which names them in boxes.
+  get isFilled() {
+    return this.pictures.length > 0 || this.element.querySelector(".kept input:checked") !== null;
+  }
+
   listenForDrops() {
     const zone = this.element;
     zone.addEventListener("dragover", (event) => {
