@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.system.browser import Visit, chromium
 from tests.system.test_up import Up
@@ -53,8 +53,8 @@ def visitor(browser: Browser, address: str) -> Iterator[Visitor]:
     assert not [wrong for one in visits for wrong in one.wrong]
 
 
-def choose_samples(page: Page) -> None:
-    page.goto("/")
+def choose_samples(page: Page, form: str = "/") -> None:
+    page.goto(form)
     page.get_by_text("Chelsea the cat").click()
     page.get_by_text("Whirling night").click()
     expect(page.locator(".picture")).to_have_count(2)
@@ -260,6 +260,67 @@ def test_a_refused_submission_keeps_the_pictures_and_says_where(
     expect(page.locator(".picture")).to_have_count(2)
     visit.forgive("status of 422")
     visit.forgive("blob:")
+
+
+def test_a_form_that_is_older_than_its_cookie_is_submitted_all_the_same(
+    visitor: Visitor,
+) -> None:
+    visit = visitor()
+    page = visit.page
+    choose_samples(page)
+    page.locator("[name=image_size]").fill("48")
+    page.locator("[name=steps]").fill("5")
+    visit.context.clear_cookies()
+    with page.expect_response(lambda answer: answer.status == 400):
+        page.get_by_role("button", name="Start painting").click()
+    page.wait_for_url("**/jobs/*")
+    expect(page.locator(".settings-list").first).to_contain_text("48")
+    visit.forgive("status of 400")
+
+
+def test_a_browser_that_keeps_no_cookies_is_told_so(visitor: Visitor) -> None:
+    visit = visitor()
+    page = visit.page
+    choose_samples(page)
+
+    def without_cookies(route: Route) -> None:
+        visit.context.clear_cookies()
+        route.continue_()
+
+    page.route("**/", without_cookies)
+    page.get_by_role("button", name="Start painting").click()
+    expect(page.locator("#form-error")).to_contain_text("allow cookies")
+    # The pictures are still there, so that it works as soon as cookies do.
+    expect(page.locator(".picture")).to_have_count(2)
+    page.unroute("**/")
+    page.get_by_role("button", name="Start painting").click()
+    page.wait_for_url("**/jobs/*")
+    visit.forgive("status of 400")
+
+
+def test_an_old_form_without_javascript_keeps_its_pictures(visitor: Visitor) -> None:
+    visit = visitor(java_script_enabled=False)
+    page = visit.page
+    page.goto("/")
+    file = {"name": "mine.png", "mimeType": "image/png", "buffer": saved_picture()}
+    page.locator("#content").set_input_files(file)
+    page.locator("label[for=sample-night]").click()
+    page.locator("[name=image_size]").fill("48")
+    page.locator("[name=steps]").fill("5")
+    visit.context.clear_cookies()
+    page.get_by_role("button", name="Start painting").click()
+    expect(page.locator("#form-error")).to_contain_text("too old")
+    expect(page.get_by_label("mine.png, from your last try")).to_be_checked()
+    expect(page.locator("[name=image_size]")).to_have_value("48")
+    page.get_by_role("button", name="Start painting").click()
+    page.wait_for_url("**/jobs/*")
+    visit.forgive("status of 400")
+
+
+def saved_picture() -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (64, 48), "teal").save(file, "PNG")
+    return file.getvalue()
 
 
 def test_more_styles_can_be_added_weighed_and_removed(visitor: Visitor) -> None:
