@@ -10,13 +10,15 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image, ImageColor
 from sqlalchemy import select, update
+from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
 from stylequeue_shared.database import Database
+from stylequeue_shared.errors import InFlight
 from stylequeue_shared.models import SubmissionKey
 from stylequeue_shared.settings import Settings
 from stylequeue_shared.store import Store
-from stylequeue_web import pages, words
+from stylequeue_web import form_pictures, pages, words
 from tests.web.test_pages import JSON, act, send, submitted, token
 
 KEYS = select(SubmissionKey.key, SubmissionKey.job_id)
@@ -107,7 +109,8 @@ def test_a_stale_form_keeps_what_can_be_kept_and_no_more(client: FlaskClient) ->
     files = {"content": broken, "style": [picture("red")]}
     page = client.post("/", data={**filled, **files}).text
     assert "red.png, from your last try" in page
-    assert "broken.png" not in page
+    assert "broken.png, from your last try" not in page
+    assert "broken.png could not be kept: choose it again." in page
     forged = {**fields(page), "kept_content": fields(page)["kept_style"][0][:-3]}
     answer = client.post("/", data=forged)
     assert answer.status_code == 422
@@ -211,6 +214,13 @@ def test_the_second_click_waits_for_the_first(
     timer.start()
     assert client.post("/", data=sent).location == first
     timer.join()
+
+
+def test_a_click_that_lost_its_key_when_its_pictures_were_read_says_so() -> None:
+    file = FileStorage(BytesIO(b"read before"))
+    file.close()
+    with pytest.raises(InFlight):
+        form_pictures.rewind([file])
 
 
 def test_the_second_click_does_not_wait_for_ever(

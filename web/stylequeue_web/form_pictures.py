@@ -14,7 +14,7 @@ from itsdangerous import BadSignature, URLSafeSerializer
 from werkzeug.datastructures import FileStorage
 
 from stylequeue_shared.artefacts import original_key
-from stylequeue_shared.errors import MachineError, NotFound, UserError
+from stylequeue_shared.errors import InFlight, MachineError, NotFound, UserError
 from stylequeue_web import submissions
 from stylequeue_web.forms import PictureForm
 from stylequeue_web.samples import sample_bytes
@@ -46,7 +46,7 @@ def chosen(
 def keep(services: Services, form: PictureForm) -> None:
     """Keep the uploads of a refused form, and have the form name them.
 
-    What cannot be kept has to be chosen again, which shows what is wrong with it.
+    What cannot be kept has to be chosen again: its field says so.
     """
     uploads = [("content", form.content.data)] if form.content.data else []
     if uploads:
@@ -56,9 +56,15 @@ def keep(services: Services, form: PictureForm) -> None:
         try:
             sha256 = submissions.keep(services, file, name)
         except (UserError, MachineError):
+            again = f"{_name(file)} could not be kept: choose it again."
+            form[name].errors = [*form[name].errors, again]
             continue
-        token = _signer().dumps([sha256, (file.filename or name)[-80:]])
+        token = _signer().dumps([sha256, _name(file)])
         form[f"kept_{name}"].data.append(token)
+
+
+def _name(file: FileStorage) -> str:
+    return (file.filename or "The picture")[-80:]
 
 
 def kept_names(tokens: list[str]) -> list[tuple[str, str]]:
@@ -96,8 +102,13 @@ def page_key(given: str | None) -> str | None:
 
 
 def rewind(files: list[FileStorage]) -> None:
-    """Have the files read from their beginning again."""
+    """Have the files read from their beginning again.
+
+    Raises InFlight when they were used up by a request that lost its key to another.
+    """
     for file in files:
+        if file.stream.closed:
+            raise InFlight("The pictures were submitted already.")
         file.stream.seek(0)
 
 
