@@ -22,12 +22,16 @@ NICENESS = 5
 # Rows of pixels that are written at a time, so that no second copy lies in memory.
 ROWS = 256
 
+# Enough to tell what a file is.
+HEAD_BYTES = 300
+
 
 def main(request: dict[str, Any], answer: BinaryIO) -> None:
     """Answer the one request."""
     with suppress(OSError):  # somebody runs us at the lowest priority already
         os.nice(NICENESS)
-    limit(request["bytes"], request["seconds"], request["written"])
+    threads = needs_a_thread(Path(request["path"]))
+    limit(request["bytes"], request["seconds"], request["written"], threads=threads)
     # The limits come first, so that they hold for the libraries too.
     from stylequeue_shared.errors import InvalidPicture
     from stylequeue_shared.system_errors import as_machine_error
@@ -53,12 +57,25 @@ def main(request: dict[str, Any], answer: BinaryIO) -> None:
     answer.flush()
 
 
-def limit(memory: int, seconds: float, written: int = 0) -> None:
+def needs_a_thread(path: Path) -> bool:
+    """Return whether the decoder of the file cannot do without a second thread."""
+    from stylequeue_shared.pictures.formats import identify
+
+    # The decoder of HEIC always starts one, and has no setting for none.
+    with suppress(OSError), path.open("rb") as file:
+        return identify(file.read(HEAD_BYTES)) == "HEIF"
+    return False
+
+
+def limit(
+    memory: int, seconds: float, written: int = 0, *, threads: bool = False
+) -> None:
     """Bound what this process may take, for good."""
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, written)  # pipes do not count
     _lower(resource.RLIMIT_NOFILE, 64)
-    _lower(resource.RLIMIT_NPROC, 0)  # neither processes nor threads (root: in vain)
+    if not threads:
+        _lower(resource.RLIMIT_NPROC, 0)  # nor processes (root: in vain)
     # The soft limit kills with a signal that tells why, the hard one with SIGKILL.
     _lower(resource.RLIMIT_CPU, math.ceil(seconds), margin=5)
     if sys.platform != "darwin":

@@ -3,9 +3,8 @@
 Web and worker read every upload through `decode`, so both see the same pixels.
 """
 
-from codecs import getincrementaldecoder
 from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,65 +12,51 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageCms,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
-    features,
 )
 
 from stylequeue_shared.errors import InvalidPicture
+from stylequeue_shared.pictures import boxes, jpeg, png
+from stylequeue_shared.pictures.checks import SizeLimit, damaged
+from stylequeue_shared.pictures.color import (
+    Decoded,
+    as_rgb,
+    cicp_profile,
+    to_srgb,
+)
+from stylequeue_shared.pictures.eight import eight_bits
+from stylequeue_shared.pictures.formats import (
+    ACCEPTED_NAMES,
+    NAMES,
+    describe,
+    identify,
+)
+from stylequeue_shared.pictures.orientation import of_exif, upright
 from stylequeue_shared.sizes import fit
 
-# Imported by name above, since Pillow loads forty other formats to find these.
-_PLUGINS = {
-    "JPEG": JpegImagePlugin,
-    "PNG": PngImagePlugin,
-    "WEBP": WebPImagePlugin,
-    "TIFF": TiffImagePlugin,
-    "BMP": BmpImagePlugin,
-    "GIF": GifImagePlugin,
-}
-if features.check_module("avif"):
-    from PIL import AvifImagePlugin
-
-    _PLUGINS["AVIF"] = AvifImagePlugin
-    # A thread per core would need more address space than a child has on a large
-    # machine, and a child may not start any.
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-
-# Nothing else is ever tried on an upload.
-ACCEPTED = tuple(_PLUGINS)
-ACCEPTED_NAMES = ", ".join(ACCEPTED)
-# Longer side to shorter: thinner ones leave nothing of themselves at a job's size.
-MAX_ASPECT = 32
-
-# What files hold, in small letters, that people take for pictures, and where.
-SIGNATURES = (
-    (0, b"%pdf", "a PDF document"),
-    (0, b"pk\x03\x04", "a ZIP archive or office document"),
-    (0, b"<svg", "an SVG drawing"),
-    (0, b"<!doctype html", "a web page"),
-    (0, b"<html", "a web page"),
-    (0, b"8bps", "a Photoshop file"),
-    (4, b"ftyphei", "a HEIC picture"),
-    (4, b"ftypmif1", "a HEIC picture"),
-    (4, b"jp  ", "a JPEG 2000 picture"),
-    (4, b"ftypavif", "an AVIF picture that is damaged or not supported"),
-    (0, b"\xff\xd8\xff", "a damaged JPEG picture"),
-    (0, b"\x89png", "a damaged PNG picture"),
-    (0, b"gif8", "a damaged GIF picture"),
-    (8, b"webpvp8", "a damaged WEBP picture"),
-    (0, b"ii*\x00", "a TIFF picture that is damaged or not supported"),
-    (0, b"mm\x00*", "a TIFF picture that is damaged or not supported"),
-    (0, b"bm", "a damaged BMP picture"),
+# Imported by name, since Pillow loads forty other formats to find these.
+PLUGINS = (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
 )
-
-# The size is checked by `_open`, against a limit that somebody chose.
+# The files that are made of boxes, where the coding of colours may stand.
+_BOXED = ("AVIF", "HEIF")
+# A thread per core would need more address space than a child has on a large
+# machine, and a child may not start any.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# The size is checked in `pictures`, against a limit that somebody chose.
 Image.MAX_IMAGE_PIXELS = None
 
 Source = bytes | BinaryIO | Path
@@ -97,27 +82,69 @@ def read(
     if isinstance(source, Path):
         with source.open("rb") as opened:
             return read(opened, max_pixels=max_pixels, keep_alpha=keep_alpha)
-    file: BinaryIO = BytesIO(source) if isinstance(source, bytes) else source
-    # The decoder of WEBP takes memory for the whole canvas as soon as it is opened.
-    _check_size(_webp_size(file.read(30)) or (1, 1), max_pixels)
-    with _open(file) as image:
-        media_type = Image.MIME[_name(image)]
-        _check_size(image.size, max_pixels)
-        try:
-            image.load()
-            # A TIFF's header may lie, and its real size is known only now.
-            _check_size(image.size, max_pixels)
-            found = _flattened(image, keep_alpha)
-            return _upright(found, _orientation(image)), media_type
-        except (InvalidPicture, MemoryError):
-            raise
-        except Exception as error:
-            # On damaged files Pillow raises nearly anything: OSError, SyntaxError,
-            # struct.error, IndexError, zlib.error.
-            raise InvalidPicture(
-                f"found a {_name(image)} picture that is damaged or cut short; "
-                "allowed are whole pictures"
-            ) from error
+    data = source if isinstance(source, bytes) else source.read()
+    format = identify(data[:300])
+    if format is None:
+        raise InvalidPicture(f"found {describe(data)}; allowed are {ACCEPTED_NAMES}")
+    _load(format)
+    try:
+        found = _decoded(data, format, SizeLimit(max_pixels))
+        image = _flattened(found, keep_alpha)
+        return upright(image, found.orientation), f"image/{format.lower()}"
+    except (InvalidPicture, MemoryError):
+        raise
+    except Exception as error:
+        # On damaged files decoders raise nearly anything: OSError, SyntaxError,
+        # struct.error, IndexError, zlib.error.
+        raise damaged(NAMES[format]) from error
+
+
+def _load(format: str) -> None:
+    """Import what most uploads do not need; it takes memory and time."""
+    if format == "TIFF":
+        import stylequeue_shared.pictures.tiff
+    elif format == "HEIF":
+        import stylequeue_shared.pictures.heif  # noqa: F401
+
+
+def _decoded(data: bytes, format: str, limit: SizeLimit) -> Decoded:
+    if format == "PNG":
+        return png.decode(data, limit)
+    if format == "TIFF":
+        from stylequeue_shared.pictures import tiff
+
+        return tiff.decode(data, limit)
+    if format == "JPEG":
+        data = jpeg.prepare(data, limit)
+    if format == "WEBP":
+        # The decoder takes memory for the whole canvas as soon as it is opened.
+        limit.check(*(_webp_size(data[:30]) or (1, 1)))
+    if format in _BOXED:
+        for width, height in boxes.sizes(data):
+            limit.check(width, height)
+    return _by_pillow(data, format, limit)
+
+
+def _by_pillow(data: bytes, format: str, limit: SizeLimit) -> Decoded:
+    try:
+        image = Image.open(BytesIO(data), formats=[format])
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise InvalidPicture(
+            f"found {describe(data)}; allowed are {ACCEPTED_NAMES}"
+        ) from error
+    with image:
+        limit.check(*image.size)
+        image.load()
+        limit.check(*image.size)
+        profile = image.info.get("icc_profile")
+        color, alpha = eight_bits(image)
+        found = Decoded(color, alpha, profile, of_exif(image))
+    code = boxes.cicp(data) if format in _BOXED and not profile else None
+    if code and (built := cicp_profile(code)):
+        return replace(found, color=as_rgb(found.color), profile=built)
+    return found
 
 
 def from_array(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -155,35 +182,6 @@ def shrink(image: Image.Image, longer: int) -> Image.Image:
     )
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    try:
-        return Image.open(file, formats=ACCEPTED)
-    except MemoryError:
-        raise
-    except Exception as error:
-        file.seek(0)
-        raise InvalidPicture(
-            f"found {_kind(file.read(1024))}; allowed are {ACCEPTED_NAMES}"
-        ) from error
-
-
-def _kind(head: bytes) -> str:
-    if not head:
-        return "an empty file"
-    start = head.lower().removeprefix(b"\xef\xbb\xbf").lstrip()
-    for place, signature, kind in SIGNATURES:
-        if start.startswith(signature, place):
-            return kind
-    if start.startswith((b"<?xml", b"<!--")):
-        return "an SVG drawing" if b"<svg" in start else "an XML document"
-    with suppress(UnicodeDecodeError):
-        # Incremental, since the last character may be cut in two.
-        text = getincrementaldecoder("utf-8")().decode(head)
-        if "\x00" not in text:
-            return "a text"
-    return "a file that is not a picture"
-
-
 def _webp_size(head: bytes) -> tuple[int, int] | None:
     """Return what a WEBP's header says; None of other files."""
     if not head.startswith(b"RIFF") or len(head) < 30:
@@ -203,57 +201,15 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _name(image: Image.Image) -> str:
-    # MPO is a JPEG with a second picture behind it, as many telephones write.
-    return "JPEG" if image.format == "MPO" else str(image.format)
-
-
-def _check_size(size: tuple[int, int], max_pixels: int | None) -> None:
-    width, height = size
-    found = f"found a picture of {width} x {height} pixels"
-    if width < 1 or height < 1:
-        raise InvalidPicture(f"{found}; allowed is 1 x 1 or more")
-    if max_pixels is not None and width * height > max_pixels:
-        raise InvalidPicture(
-            f"{found}; allowed are at most {max_pixels / 1e6:g} megapixels"
-        )
-    if max(size) > MAX_ASPECT * min(size):
-        raise InvalidPicture(
-            f"{found}; allowed is one side at most {MAX_ASPECT} times the other"
-        )
-
-
-def _orientation(image: Image.Image) -> int:
-    # Pillow has turned a TIFF itself and then taken the tag out.
-    with suppress(Exception):  # a broken EXIF block is no reason to refuse
-        return int(image.getexif().get(0x0112, 1))
-    return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }.get(orientation)
-    return image if turn is None else image.transpose(turn)
-
-
-def _flattened(image: Image.Image, keep_alpha: bool) -> Image.Image:
-    """Return a new picture in sRGB over white, and without the old one's info."""
-    profile = image.info.get("icc_profile")
-    image, alpha = _eight_bits(image)
-    rgb = _to_srgb(image, profile)
-    if alpha is not None:
-        flat = _over_white(rgb, alpha)
+def _flattened(found: Decoded, keep_alpha: bool) -> Image.Image:
+    """Return a new picture in sRGB over white, without the file's metadata."""
+    rgb = to_srgb(found.color, found.profile)
+    if found.alpha is not None:
+        flat = _over_white(rgb, found.alpha)
         if keep_alpha:
-            flat.putalpha(alpha)
+            flat.putalpha(found.alpha)
         return flat
-    if rgb is image:
+    if rgb is found.color:
         rgb = rgb.copy()
     rgb.info = {}
     return rgb
@@ -263,79 +219,6 @@ def _over_white(rgb: Image.Image, alpha: Image.Image) -> Image.Image:
     white = Image.new("RGB", rgb.size, "white")
     white.paste(rgb, mask=alpha)
     return white
-
-
-def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Return the picture in L, RGB, CMYK, YCbCr or LAB, and its alpha if it has one."""
-    if image.mode.startswith(("I", "F")):
-        return _from_deep(image)
-    if image.mode in ("La", "RGBa"):
-        image = image.convert(image.mode[:-1] + "A")
-    elif image.mode in ("P", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.mode in ("LA", "RGBA"):
-        return image.convert(image.mode[:-1]), image.getchannel("A")
-    if image.mode in ("1", "RGBX"):
-        return image.convert("L" if image.mode == "1" else "RGB"), None
-    return image, None
-
-
-def _from_deep(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    # Pillow's own conversion cuts off all that is above 255.
-    values = np.asarray(image)
-    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    if image.mode == "I" and tags.get(339, (1,))[0] == 1:
-        values = values.view(np.uint32)  # Pillow reads 32 unsigned bits as signed
-    grey = _scaled(values, _white(image, values, tags))
-    if tags.get(262) == 0:  # WhiteIsZero, which Pillow heeds only up to 8 bits
-        grey = 255 - grey
-    clear = image.info.get("transparency")
-    if not isinstance(clear, int):
-        return Image.fromarray(grey), None
-    return Image.fromarray(grey), Image.fromarray((values != clear) * np.uint8(255))
-
-
-def _white(image: Image.Image, values: NDArray[Any], tags: Mapping[int, Any]) -> float:
-    """Return the value that means white."""
-    if image.mode.startswith("I;16"):
-        return float(2 ** int(tags.get(258, (16,))[0]) - 1)
-    # Nothing says what white is: the least of the usual whites that holds all values.
-    top = float(np.max(values, where=np.isfinite(values), initial=0))
-    whites = (255, 65535, 2**32 - 1) if image.mode == "I" else (1, 255, 65535)
-    return float(next((white for white in whites if top <= white), top))
-
-
-def _scaled(values: NDArray[Any], white: float) -> NDArray[np.uint8]:
-    grey = np.empty(values.shape, np.uint8)
-    # By rows, to keep the floats of a large picture out of memory.
-    for start in range(0, len(values), 256):
-        rows = np.nan_to_num(values[start : start + 256].astype(np.float32))
-        grey[start : start + 256] = np.clip(rows * (255 / white), 0, 255) + 0.5
-    return grey
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if profile and image.mode != "LAB":
-        # What is wrong with a profile is ignored, as browsers do.
-        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            source = ImageCms.ImageCmsProfile(BytesIO(profile))
-            return _transformed(image, source)
-    if image.mode == "LAB":
-        return _transformed(image, ImageCms.createProfile("LAB"))
-    return image.convert("RGB")
-
-
-def _transformed(image: Image.Image, source: Any) -> Image.Image:
-    converted = ImageCms.profileToProfile(
-        image,
-        source,
-        ImageCms.createProfile("sRGB"),
-        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        outputMode="RGB",
-        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-    )
-    assert converted is not None
-    return converted
 
 
 def _encode(image: Image.Image, format: str, **options: Any) -> bytes:

@@ -5,7 +5,11 @@ import zlib
 from io import BytesIO
 from typing import Any
 
+import pillow_heif
 from PIL import ExifTags, Image, ImageCms
+
+# Lets Pillow write HEIC, too.
+pillow_heif.register_heif_opener()
 
 
 def colourful(width: int = 48, height: int = 32) -> Image.Image:

@@ -12,6 +12,7 @@ from PIL import BmpImagePlugin, Image, ImageCms, PngImagePlugin
 
 from stylequeue_shared import images
 from stylequeue_shared.errors import InvalidPicture
+from stylequeue_shared.pictures.formats import ACCEPTED
 from tests.shared.pictures import (
     cmyk_profile,
     colourful,
@@ -390,7 +391,7 @@ NOISE = Image.effect_noise((96, 64), 80).convert("RGB")
 
 
 @pytest.mark.parametrize("eighth", range(1, 8))
-@pytest.mark.parametrize("format", images.ACCEPTED)
+@pytest.mark.parametrize("format", ACCEPTED)
 def test_a_file_that_is_cut_short_is_refused(format: str, eighth: int) -> None:
     data = saved(NOISE, format)
     with pytest.raises(InvalidPicture, match=r"found .*; allowed are"):
@@ -408,8 +409,8 @@ def test_a_file_that_is_cut_short_is_refused(format: str, eighth: int) -> None:
         (b"%PDF-1.7\n", "a PDF document"),
         (b"PK\x03\x04" + bytes(40), "a ZIP archive"),
         (b"\x00\x00\x00\x18ftypheic" + bytes(40), "a HEIC picture"),
-        (b"\xff\xd8\xff\xe0" + bytes(40), "a damaged JPEG picture"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(40), "a damaged PNG picture"),
+        (b"\xff\xd8\xff\xe0" + bytes(40), "a JPEG picture that is damaged"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "a PNG picture that is damaged"),
         (b"GIF89a", "a damaged GIF picture"),
         (bytes(100), "a file that is not a picture"),
     ],
@@ -489,7 +490,7 @@ def test_running_out_of_memory_is_not_the_pictures_fault_alone(
 
 def examples() -> list[bytes]:
     small = colourful(24, 16)
-    files = [saved(small, format, exif=exif(6)) for format in images.ACCEPTED]
+    files = [saved(small, format, exif=exif(6)) for format in ACCEPTED]
     files.append(
         saved(small.convert("CMYK"), "JPEG", icc_profile=cmyk_profile((9, 9, 9)))
     )

@@ -27,6 +27,7 @@ from stylequeue_shared import images, jobs
 from stylequeue_shared.errors import InFlight, NotFound, UserError
 from stylequeue_shared.job_settings import MAX_STYLES, PRESET_MEANINGS, PRESETS
 from stylequeue_shared.models import TERMINAL, JobState
+from stylequeue_shared.pictures.formats import FORM_ACCEPT
 from stylequeue_web import form_pictures, forms, records, words
 from stylequeue_web.samples import sample_bytes, samples
 from stylequeue_web.services import services
@@ -228,7 +229,11 @@ def _form_page(form: forms.PictureForm, source: str | None = None) -> str:
         meanings=PRESET_MEANINGS,
         content_samples=[one for one in samples() if one.kind == "content"],
         style_samples=[one for one in samples() if one.kind == "style"],
-        limits={"styles": MAX_STYLES, "megabytes": settings.max_file_mb},
+        limits={
+            "styles": MAX_STYLES,
+            "megabytes": settings.max_file_mb,
+            "files": FORM_ACCEPT,
+        },
         advanced_open=any(one.errors for one in form.settings_fields(advanced=True)),
     )
 
