@@ -122,8 +122,6 @@ def to_srgb(color: Image.Image | Deep, profile: bytes | None) -> Image.Image:
     """
     if isinstance(color, Deep):
         return _deep_to_srgb(color, profile)
-    if color.mode == "LAB":
-        return _transformed(color, ImageCms.createProfile("LAB"))
     if profile:
         with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
             return _transformed(color, ImageCms.ImageCmsProfile(BytesIO(profile)))

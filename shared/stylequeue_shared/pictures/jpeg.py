@@ -37,8 +37,7 @@ def prepare(data: bytes, limit: SizeLimit) -> bytes:
         _check_frame(segment, limit)
     if any(segment.marker == _END[1] for segment in segments):
         return data
-    # Zeros at the end are what a copy that was broken off leaves.
-    return _ended(data.rstrip(b"\x00"), segments)
+    return _ended(_without_filling(data), segments)
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
@@ -71,6 +70,14 @@ def _check_frame(segment: _Segment, limit: SizeLimit) -> None:
     height, width = (int.from_bytes(segment.body[i : i + 2], "big") for i in (1, 3))
     if height:  # else it is told later
         limit.check(width, height)
+
+
+def _without_filling(data: bytes) -> bytes:
+    """Return the file without the zeros that a copy leaves that was broken off."""
+    stripped = data.rstrip(b"\x00")
+    zeros = len(data) - len(stripped)
+    # The scan itself may end in a zero or two; 0xff is half of the missing marker.
+    return stripped + bytes(min(zeros, 2)) if zeros else data.removesuffix(b"\xff")
 
 
 def _ended(data: bytes, segments: list[_Segment]) -> bytes:

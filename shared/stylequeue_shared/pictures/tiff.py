@@ -30,6 +30,8 @@ _SIGNED, _COMPLEX = 2, (5, 6)
 _NONE, _LZW, _JPEG, _PACKBITS = 1, 5, 7, 32773
 _DEFLATE, _LZMA, _ZSTD, _WEBP = (8, 32946), 34925, 50000, 50001
 _FOR_TIFFFILE = (_NONE, _LZW, _JPEG, _PACKBITS, *_DEFLATE, _LZMA, _ZSTD, _WEBP)
+# Grey, RGB, palettes, CMYK and YCbCr. Pillow's way from Lab is not exact.
+_PHOTOMETRICS_FOR_PILLOW = (0, 1, 2, 3, 5, 6)
 # Beside those, the fax codes and the JPEG of old.
 _FOR_PILLOW = (_NONE, 2, 3, 4, _LZW, 6, _JPEG, _PACKBITS, *_DEFLATE)
 
@@ -42,10 +44,12 @@ def decode(data: bytes, limit: SizeLimit) -> Decoded:
         for page in chain(pages, *parts.values()):
             _refuse_raw(page)
         page = _full_size(pages, parts)
-        _check(page, limit)
-        if page in pages and _suits_pillow(page):
-            return _by_pillow(data, pages.index(page), limit)
-        return read_samples(page, len(data))
+        # Pillow does not open a file whose first page it does not know.
+        is_for_pillow = page is pages[0] and _suits_pillow(page)
+        _check(page, limit, _FOR_PILLOW if is_for_pillow else _FOR_TIFFFILE)
+        return (
+            _by_pillow(data, limit) if is_for_pillow else read_samples(page, len(data))
+        )
 
 
 def _pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
@@ -94,7 +98,9 @@ def _is_full(page: tifffile.TiffPage) -> bool:
     return not int(page.subfiletype) & (_REDUCED | _MASK)
 
 
-def _check(page: tifffile.TiffPage, limit: SizeLimit) -> None:
+def _check(
+    page: tifffile.TiffPage, limit: SizeLimit, compressions: tuple[int, ...]
+) -> None:
     limit.check(page.imagewidth, page.imagelength)
     if page.imagedepth > 1:
         raise unsupported("a TIFF picture with depth", "flat pictures")
@@ -107,8 +113,7 @@ def _check(page: tifffile.TiffPage, limit: SizeLimit) -> None:
         raise unsupported("a TIFF picture of signed numbers", "unsigned numbers")
     if page.sampleformat in _COMPLEX:
         raise unsupported("a TIFF picture of complex numbers", "real numbers")
-    known = _FOR_PILLOW if _suits_pillow(page) else _FOR_TIFFFILE
-    if page.compression not in known:
+    if page.compression not in compressions:
         name = getattr(page.compression, "name", page.compression)
         raise unsupported(
             f"a TIFF picture with the compression {name}",
@@ -121,15 +126,15 @@ def _suits_pillow(page: tifffile.TiffPage) -> bool:
     deepest = max(bits) if isinstance(bits, tuple) else bits
     return (
         deepest <= 8
+        and page.photometric in _PHOTOMETRICS_FOR_PILLOW
         and page.sampleformat in (1, 2, 4)
         and (page.planarconfig == 1 or page.samplesperpixel == 1)
         and page.compression not in (_LZMA, _ZSTD, _WEBP)
     )
 
 
-def _by_pillow(data: bytes, index: int, limit: SizeLimit) -> Decoded:
+def _by_pillow(data: bytes, limit: SizeLimit) -> Decoded:
     with Image.open(BytesIO(data), formats=["TIFF"]) as image:
-        image.seek(index)
         profile = image.info.get("icc_profile")
         image.load()
         limit.check(*image.size)

@@ -39,6 +39,8 @@ def read_samples(page: tifffile.TiffPage, file_size: int) -> Decoded:
     wanted = [*range(channels), *([] if alpha_at is None else [alpha_at])]
     if len(wanted) < samples.shape[2]:
         samples = samples[..., wanted]
+    if page.photometric == _CIELAB:
+        samples = samples.view(f"u{samples.dtype.itemsize}")
     deep = sixteen(samples, _white(page, samples))
     if page.photometric == _WHITE_IS_ZERO:
         deep[..., 0] = 65535 - deep[..., 0]
