@@ -3,9 +3,10 @@
     python -m bench.chaos [--jobs 200] [--workers 4] [--seed 1] [--pause 5]
 
 A real PostgreSQL, a real Valkey, a housekeeper and workers, each started anew as soon
-as it has died. The monkey kills, stops and wakes them, restarts and flushes the servers
-and fills the disk that pictures lie on. Every job is one of a few kinds, each of which
-was painted once before without any disturbance: all pictures of a kind are to be equal.
+as it has died. The monkey kills, stops and wakes them, restarts and flushes the
+servers, has them refuse writes, sets the clock back, and fills or slows down the disk
+that pictures lie on. Every job is one of a few kinds, each of which was painted once
+before without any disturbance: all pictures of a kind are to be equal.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +32,7 @@ import psutil
 from PIL import Image
 from sqlalchemy import select
 
-from bench import machine
+from bench import faults, machine
 from bench.services import Part, Services
 from stylequeue_shared import jobs
 from stylequeue_shared.artefacts import original_key, result_key
@@ -147,7 +148,10 @@ def disturb(
         settings = services.settings.model_copy(
             update={"store": str((disk or folder) / "store")}
         )
-        site = stack.enter_context(Fleet(settings, workers, folder / "logs"))
+        slow = faults.SlowStore(folder / "slow", (disk or folder) / "store")
+        site = stack.enter_context(
+            Fleet(settings, workers, folder / "logs", slow.environment)
+        )
         first = [site.submit(kind, n) for n, kind in enumerate(kinds)]
         site.wait_for_end(first, SETTLE_SECONDS)
         expected = [site.pixels(job) for job in first]
@@ -162,7 +166,7 @@ def disturb(
 
         for _ in range(count):
             submit()
-        monkey = Monkey(site, services, disk, random.Random(seed))
+        monkey = Monkey(site, services, slow, disk, random.Random(seed))
         while not monkey.struck_all or not (once or site.count_ended(made) == count):
             while once and len(made) - site.count_ended(made) < count:
                 submit()
@@ -259,15 +263,18 @@ def _counts(counted: Counter[str], before: str = "") -> list[dict[str, Any]]:
 class Fleet:
     """Workers and a housekeeper, their jobs and pictures."""
 
-    def __init__(self, settings: Settings, workers: int, logs: Path) -> None:
+    def __init__(
+        self, settings: Settings, workers: int, logs: Path, more: Mapping[str, str]
+    ) -> None:
         logs.mkdir()
         self._logs = logs
-        self._database = Database(settings.database_url)
+        self.database = Database(settings.database_url)
         self._store: Store = open_store(settings.store_url)
         self._pictures = [_picture(seed) for seed in (1, 2)]
-        self.keeper = Part("housekeeper", settings, logs / "housekeeper.log")
+        self.keeper = Part("housekeeper", settings, logs / "housekeeper.log", more=more)
         self.workers = [
-            Part("worker", settings, logs / f"worker-{n}.log") for n in range(workers)
+            Part("worker", settings, logs / f"worker-{n}.log", more=more)
+            for n in range(workers)
         ]
 
     def __enter__(self) -> "Fleet":
@@ -276,7 +283,7 @@ class Fleet:
     def __exit__(self, *error: object) -> None:
         for part in (*self.workers, self.keeper):
             part.end()
-        self._database.close()
+        self.database.close()
 
     def submit(self, kind: dict[str, Any], number: int) -> str:
         """Submit a job of a kind; no bell is rung: the housekeeper wakes workers."""
@@ -284,12 +291,12 @@ class Fleet:
         found = [Inspected(sha, "image/png", 160, 120, 1) for sha in shas]
 
         def record() -> str:
-            jobs.keep_pictures(self._database, found)
+            jobs.keep_pictures(self.database, found)
             for sha, data in zip(shas, self._pictures, strict=True):
                 self._store.put(original_key(sha), data)
             given = complete_settings({"seed": number, **kind}, styles=1)
             return jobs.submit(
-                self._database, given, shas[0], shas[1:], max_waiting=10**6
+                self.database, given, shas[0], shas[1:], max_waiting=10**6
             )
 
         return _again(record)
@@ -298,7 +305,7 @@ class Fleet:
         """Return the job's row, None if it vanished."""
 
         def read() -> Any:
-            with self._database.read() as connection:
+            with self.database.read() as connection:
                 return connection.execute(
                     select(Job.__table__).where(Job.id == job)
                 ).one_or_none()
@@ -309,7 +316,7 @@ class Fleet:
         """Return the rows of running jobs."""
 
         def read() -> Any:
-            with self._database.read() as connection:
+            with self.database.read() as connection:
                 return connection.execute(
                     select(Job.__table__).where(Job.state == JobState.RUNNING)
                 ).all()
@@ -320,7 +327,7 @@ class Fleet:
         """Return how many of these have ended."""
 
         def read() -> Any:
-            with self._database.read() as connection:
+            with self.database.read() as connection:
                 return connection.scalars(
                     select(Job.state).where(Job.id.in_(made))
                 ).all()
@@ -383,14 +390,16 @@ class Monkey:
         self,
         fleet: Fleet,
         services: Services,
+        slow: faults.SlowStore,
         disk: Path | None,
         chance: random.Random,
     ) -> None:
         self._fleet, self._chance = fleet, chance
+        self._redis, self._slow = services.settings.redis_url, slow
         self.struck: Counter[str] = Counter()
         self._open: list[Blow] = []
         self.recovered: list[tuple[Blow, Recovery]] = []
-        # What is to be undone when, and of which worker; None: of the disk.
+        # What is to be undone when, and of which worker; None: of a server or the disk.
         self._later: list[tuple[float, Part | None, Callable[[], None]]] = []
         long = 3 * LEASE_SECONDS
         self._blows: dict[str, Callable[[], None]] = {
@@ -411,6 +420,10 @@ class Monkey:
             "postgresql killed": lambda: services.kill_postgresql(
                 self._chance.uniform(0, 3)
             ),
+            "redis refuses writes, then not": self._refuse_messages,
+            "database read-only, then not": self._refuse_rows,
+            "clock set back": self._set_clock_back,
+            "store slow, then not": self._slow_store_down,
         }
         if disk is not None:
             self._blows["disk full, then not"] = lambda: self._fill(disk)
@@ -523,13 +536,41 @@ class Monkey:
         asleep = {part for _, part, _ in self._later}
         return [one for one in self._fleet.workers if one not in asleep]
 
+    def _refuse_messages(self) -> None:
+        faults.answer_with_errors(self._redis)
+        self._plan(8, partial(faults.answer_again, self._redis))
+
+    def _refuse_rows(self) -> None:
+        database = self._fleet.database
+        _again(partial(faults.make_sessions_read_only, database))
+        again = partial(faults.let_new_sessions_write, database)
+        self._plan(6, partial(_again, again))
+
+    def _set_clock_back(self) -> None:
+        """Kill everything, as if its clock had been ahead until now."""
+        for part in (*self._fleet.workers, self._fleet.keeper):
+            family = part.family()
+            self._note(_name(family))
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        times = partial(faults.leave_times_of_a_clock_ahead, self._fleet.database)
+        _again(times)
+
+    def _slow_store_down(self) -> None:
+        self._slow.slow_down()
+        self._plan(12, self._slow.speed_up)
+
+    def _plan(self, seconds: float, call: Callable[[], None]) -> None:
+        self._later.append((time.monotonic() + seconds, None, call))
+
     def _fill(self, disk: Path) -> None:
         ballast = disk / "ballast"
         with suppress(OSError), ballast.open("wb") as file:
             while True:
                 file.write(bytes(2**20))
                 file.flush()
-        self._later.append((time.monotonic() + 8, None, ballast.unlink))
+        self._plan(8, ballast.unlink)
 
 
 def _name(family: list[psutil.Process]) -> str:
