@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/python -m pip
 export PIP_BUILD_CONSTRAINT := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 INSTALL := $(PIP) install --constraint requirements.lock --editable
-BENCHES ?= $(filter-out machine services seaweedfs sleepers chaos hosts gpu,$(basename $(notdir $(wildcard bench/[a-z]*.py))))
+BENCHES ?= $(filter-out machine services seaweedfs sleepers faults chaos fuzz_uploads hosts gpu,$(basename $(notdir $(wildcard bench/[a-z]*.py))))
 
 # Whole systems one after the other, since each needs the machine and mostly waits;
 # beside them all other tests.

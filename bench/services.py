@@ -168,16 +168,19 @@ class Part:
 
 
 class Client:
-    """A client of the web server."""
+    """A client of the web server, which asks from `source` if that is given."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, source: str | None = None) -> None:
         self._address = host, port
+        self._source = (source, 0) if source else None
 
     def ask(
         self, path: str, method: str = "GET", **more: Any
     ) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of an answer. Raises OSError."""
-        connection = http.client.HTTPConnection(*self._address, timeout=60)
+        connection = http.client.HTTPConnection(
+            *self._address, timeout=60, source_address=self._source
+        )
         try:
             connection.request(method, path, **more)
             answer = connection.getresponse()
@@ -196,6 +199,13 @@ class Client:
 
     def submit(self, pictures: Sequence[bytes], **settings: Any) -> str:
         """Submit the content and its styles; return the job's id."""
+        status, answer = self.send(pictures, **settings)
+        if status != 201:
+            raise RuntimeError(f"the job was not accepted ({status}): {answer!r}")
+        return str(json.loads(answer)["id"])
+
+    def send(self, pictures: Sequence[bytes], **settings: Any) -> tuple[int, bytes]:
+        """Submit the content and its styles; return status and body of the answer."""
         content, *styles = (
             FileStorage(io.BytesIO(data), f"{number}.png")
             for number, data in enumerate(pictures)
@@ -204,6 +214,4 @@ class Client:
         boundary, body = encode_multipart(form)
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         status, _, answer = self.ask("/api/v1/jobs", "POST", body=body, headers=headers)
-        if status != 201:
-            raise RuntimeError(f"the job was not accepted ({status}): {answer!r}")
-        return str(json.loads(answer)["id"])
+        return status, answer
