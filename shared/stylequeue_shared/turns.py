@@ -40,6 +40,8 @@ LN_2 = 0.6931471805599453
 MOST_HALF_LIVES = 40
 # What an owner can have had of the workers lately, whatever its row says.
 MOST_USED_SECONDS = 1e9
+# Less than this counts as nothing.
+LEAST_USED_SECONDS = 1e-6
 # And what it can have had in all.
 MOST_TOTAL_SECONDS = 1e15
 # The class of jobs that are before all classes.
@@ -80,7 +82,11 @@ def used_seconds() -> ColumnElement[float]:
     age = between(
         now() - time_of(Owner.used_at), 0.0, MOST_HALF_LIVES * HALF_LIFE_SECONDS
     )
-    used = between(Owner.used_seconds, 0.0, MOST_USED_SECONDS)
+    # PostgreSQL also raises when a product becomes too small.
+    used = case(
+        (Owner.used_seconds < LEAST_USED_SECONDS, 0.0),
+        else_=between(Owner.used_seconds, 0.0, MOST_USED_SECONDS),
+    )
     return used * func.exp(-LN_2 / HALF_LIFE_SECONDS * age)
 
 

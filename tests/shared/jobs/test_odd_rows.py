@@ -153,6 +153,16 @@ def test_an_owner_idle_for_any_time_stops_no_claim(
     jobs.succeed(database, held, HALF_WAY, MADE)
 
 
+@pytest.mark.parametrize("used", [5e-324, 1e-300, 1e-7])
+def test_an_owner_who_had_next_to_nothing_stops_no_claim(
+    database: Database, used: float
+) -> None:
+    # Found by the test above: PostgreSQL raises when a product underflows.
+    write_owner(database, "ann", used_seconds=used)
+    job_id = submit(database, owner="ann")
+    assert claim(database).job_id == job_id
+
+
 def test_a_use_that_lies_ahead_counts_as_one_of_now(database: Database) -> None:
     write_owner(database, "ann", used_at=time(database) + 10_800, used_seconds=100.0)
     write_owner(database, "bob", used_at=time(database), used_seconds=200.0)
