@@ -279,8 +279,10 @@ def flip(path: Path) -> None:
 
 def lead_out(path: Path) -> None:
     """Have the manifest name a file outside of the backup."""
+    outside = path.parent.parent / "outside"
+    outside.write_text("a")
     manifest = json.loads(path.read_text())
-    manifest["files"]["store/../../secret"] = [1, "a" * 64]
+    manifest["files"]["store/../../outside"] = backup_module.describe(outside)
     path.write_text(json.dumps(manifest))
 
 

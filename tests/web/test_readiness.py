@@ -1,4 +1,5 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -64,11 +65,13 @@ def test_while_one_waits_for_a_check_others_get_the_last_result_at_once(
     asked = Readiness({"store": slow})
     assert asked.found() == {"store": "ok"}
     slow.let_go.clear()
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(asked.found)
         while slow.begun < 2:
-            pass
-        assert asked.found() == {"store": "ok"}
-        assert not waiting.done()
-        slow.let_go.set()
+            time.sleep(0.01)
+        try:
+            assert pool.submit(asked.found).result(timeout=20) == {"store": "ok"}
+            assert not waiting.done()
+        finally:
+            slow.let_go.set()
     assert slow.begun == 2
