@@ -123,7 +123,7 @@ def main() -> None:
 
 def _row(name: str, folder: Path, options: argparse.Namespace) -> dict[str, object]:
     settings = Settings(home=folder / "home", port=_free_port())
-    job = f"/api/v1/jobs/{_job_with_result(settings)}"
+    job = f"/api/v1/jobs/{finished_job_with_result(settings)}"
     with _server(settings, folder / "log", options.server) as process:
         return {
             "attack": name,
@@ -153,7 +153,7 @@ def attack(
         largest = 0
         while time.monotonic() < until:
             slow.turn(0.25)
-            largest = max(largest, _temporary_bytes(process))
+            largest = max(largest, temporary_bytes(process.pid))
         for one in running:
             one.result()
     costly.terminate()
@@ -337,7 +337,8 @@ def _costly_picture(seed: int) -> bytes:
     return picture[:end] + scan * (COSTLY_BYTES // len(scan)) + picture[end:]
 
 
-def _job_with_result(settings: Settings) -> str:
+def finished_job_with_result(settings: Settings) -> str:
+    """Record a finished job whose result is a large file; return its id."""
     job_id = finished_job(settings)
     services = open_services(settings)
     key = reading.result_key(services.database, job_id)
@@ -391,10 +392,10 @@ def _is_up(port: int) -> bool:
     return not seen.failed
 
 
-def _temporary_bytes(process: "subprocess.Popen[bytes]") -> int:
+def temporary_bytes(server: int) -> int:
     """Return how large the deleted files are that the server's processes hold."""
     found = 0
-    for one in _family(process):
+    for one in _family(server):
         with suppress(OSError):
             for descriptor in Path(f"/proc/{one.pid}/fd").iterdir():
                 with suppress(OSError):
@@ -403,9 +404,9 @@ def _temporary_bytes(process: "subprocess.Popen[bytes]") -> int:
     return found
 
 
-def _family(process: "subprocess.Popen[bytes]") -> Sequence[psutil.Process]:
+def _family(server: int) -> Sequence[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
-        first = psutil.Process(process.pid)
+        first = psutil.Process(server)
         return [first, *first.children(recursive=True)]
     return []
 

@@ -22,7 +22,7 @@ daemon off;
 user root;
 worker_processes 1;
 pid {folder}/pid;
-events {{}}
+events {{ worker_connections 4096; }}
 http {{
     access_log off;
     client_body_temp_path {folder}/body;

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.errors import LimitRequestHeaders
+from gunicorn.http.errors import InvalidHeader, LimitRequestHeaders, ParseException
 
 from stylequeue_shared.errors import MachineError
-from stylequeue_web.incoming_request import BodyBudget, ChunkScanner, IncomingRequest
+from stylequeue_web.incoming_request import BodyBudget, IncomingRequest
 
 HEAD = b"POST /a HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -68,11 +68,41 @@ def test_a_request_is_whole_at_its_last_byte_however_it_comes(
     assert request.request.body.read() == body
 
 
-@pytest.mark.parametrize("size", [b"x", b"-4", b"", b"a" * 5000])
-def test_a_malformed_chunk_ends_the_body(size: bytes) -> None:
-    scanner = ChunkScanner()
-    scanner.feed(size + b"\r\n")
-    assert scanner.done
+@pytest.mark.parametrize("step", [1, 1000])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"x\r\n",
+        b"-4\r\n",
+        b"\r\n",
+        b"a" * 5000,
+        b"0x4\r\n",
+        b"+4\r\n",
+        b" 4\r\n",
+        b"4 \r\n",
+        b"0_4\r\n",
+        b"4\n",
+        b"4\r\r\n",
+        b"4;\x01\r\n",
+        b"4;a=b\rc\r\n",
+        b"4\r\nabcdXY0\r\n",
+        b"4\r\nabcd\n0\r\n\r\n",
+        b"0\r\nHost: b\r\n\r\n",
+        b"0\r\nnonsense\r\n\r\n",
+        b"0\r\n" + b"A: b\r\n" * 20_000,
+        b"0\n\n",
+    ],
+)
+def test_chunks_that_could_be_read_in_two_ways_are_refused(
+    incoming: Opener, chunks: bytes, step: int
+) -> None:
+    with pytest.raises(ParseException):
+        feed(incoming(10**6, BodyBudget(10**6)), CHUNKED + chunks, step)
+
+
+def test_an_unknown_transfer_coding_is_the_clients_fault(incoming: Opener) -> None:
+    with pytest.raises(InvalidHeader):
+        incoming().feed(HEAD + b"Transfer-Encoding: xchunked\r\n\r\n")
 
 
 def test_a_head_without_end_is_refused(incoming: Opener) -> None:

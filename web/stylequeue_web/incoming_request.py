@@ -1,14 +1,23 @@
 """One request as it arrives, kept until it is whole; nothing here waits for it."""
 
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from gunicorn.http import RequestParser  # type: ignore[import-untyped]
-from gunicorn.http.body import ChunkedReader  # type: ignore[import-untyped]
+from gunicorn.http.body import (  # type: ignore[import-untyped]
+    CHUNK_EXT_RE,
+    ChunkedReader,
+)
 from gunicorn.http.errors import (  # type: ignore[import-untyped]
+    ChunkMissingTerminator,
+    InvalidChunkSize,
+    InvalidHeader,
     LimitRequestHeaders,
+    UnsupportedTransferCoding,
 )
 
 from stylequeue_shared.errors import MachineError
@@ -18,6 +27,7 @@ END_OF_HEAD = b"\r\n\r\n"
 MAX_HEAD_BYTES = 64 * 1024
 IN_MEMORY_BYTES = 64 * 1024
 MAX_CHUNK_LINE = 4096
+SIZE_LINE = re.compile(b"([0-9A-Fa-f]+)" + CHUNK_EXT_RE.pattern)
 
 
 @dataclass
@@ -40,47 +50,64 @@ class BodyBudget:
 
 
 class ChunkScanner:
-    """Finds where a chunked body ends. gunicorn decodes and checks it afterwards."""
+    """Finds where a chunked body ends; gunicorn decodes it afterwards.
+
+    It refuses each body that could be read in two ways: a proxy, or gunicorn, might see
+    its end elsewhere, and take for a request what is part of it.
+    """
 
     def __init__(self) -> None:
         self.done = False
+        # The fields that followed the last chunk.
+        self.trailer = b""
         self._line = b""
-        # Bytes of the current chunk, with its line end, that are still to come.
+        # Bytes of the current chunk that are still to come.
         self._left = 0
-        self._in_trailer = False
+        self._end_line: Callable[[bytes], None] = self._end_size
 
     def feed(self, data: bytes) -> int:
-        """Return how many of these bytes belong to the body."""
+        """Return how many of these bytes belong to the body. Raises ParseException."""
         at = 0
         while at < len(data) and not self.done:
             if self._left:
                 step = min(self._left, len(data) - at)
                 self._left -= step
                 at += step
-                continue
-            end = data.find(b"\n", at) + 1
-            stop = end or len(data)
-            self._line += data[at:stop]
-            at = stop
-            if len(self._line) > MAX_CHUNK_LINE:
-                self.done = True
-            elif end:
-                self._end_line(self._line.strip(b"\r\n"))
+            else:
+                at = self._feed_line(data, at)
         return at
 
-    def _end_line(self, line: bytes) -> None:
-        self._line = b""
-        if self._in_trailer:
-            self.done = not line
-            return
-        try:
-            size = int(line.partition(b";")[0], 16)
-        except ValueError:
-            size = -1
-        self._in_trailer = size == 0
-        # gunicorn refuses the malformed body, which ends here.
-        self.done = size < 0
-        self._left = size + 2 if size > 0 else 0
+    def _feed_line(self, data: bytes, at: int) -> int:
+        end = data.find(b"\n", at) + 1
+        stop = end or len(data)
+        self._line += data[at:stop]
+        if len(self._line) > MAX_CHUNK_LINE:
+            raise InvalidChunkSize(b"the line is too long")
+        if end:
+            line, self._line = self._line, b""
+            if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
+                raise InvalidChunkSize(line)
+            self._end_line(line[:-2])
+        return stop
+
+    def _end_size(self, line: bytes) -> None:
+        found = SIZE_LINE.fullmatch(line)
+        if found is None:
+            raise InvalidChunkSize(line)
+        self._left = int(found[1], 16)
+        self._end_line = self._end_chunk if self._left else self._end_trailer
+
+    def _end_chunk(self, line: bytes) -> None:
+        if line:
+            raise ChunkMissingTerminator(line)
+        self._end_line = self._end_size
+
+    def _end_trailer(self, line: bytes) -> None:
+        self.done = not line
+        if line:
+            self.trailer += line + b"\r\n"
+        if len(self.trailer) > MAX_HEAD_BYTES:
+            raise LimitRequestHeaders("the trailer is too long")
 
 
 class IncomingRequest:
@@ -115,7 +142,7 @@ class IncomingRequest:
     def feed(self, data: bytes) -> bytes:
         """Take these bytes and return those that belong to the next request.
 
-        Raises what gunicorn raises for a malformed head, or one that is too long.
+        Raises what gunicorn raises for a head or chunks that are malformed or too long.
         """
         if self.request is None:
             data = self._feed_head(data)
@@ -162,7 +189,11 @@ class IncomingRequest:
         return rest
 
     def _parse(self) -> None:
-        self.request = next(RequestParser(self._cfg, self, self._client))
+        try:
+            self.request = next(RequestParser(self._cfg, self, self._client))
+        except UnsupportedTransferCoding:
+            # gunicorn would answer 501, though it is the client's fault.
+            raise InvalidHeader("TRANSFER-ENCODING") from None
         reader = self.request.body.reader
         if isinstance(reader, ChunkedReader):
             self._chunks = ChunkScanner()
@@ -176,6 +207,8 @@ class IncomingRequest:
         if self._chunks is not None:
             count = self._chunks.feed(data)
             ends = self._chunks.done
+            if ends and self._chunks.trailer:
+                self.request.parse_headers(self._chunks.trailer[:-2], from_trailer=True)
         else:
             count = min(self._left, len(data))
             self._left -= count
