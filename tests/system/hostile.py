@@ -75,22 +75,18 @@ MALFORMED = {
     for where, head in (("read", SUBMIT), ("unread", NOWHERE))
 }
 LENGTH = b"Content-Length: 4\r\n"
+NO_CHUNKS = b"\r\n0\r\n\r\n" + SMUGGLED
+OLD = SUBMIT.replace(b"/1.1", b"/1.0")
 TWO_FRAMINGS = {
-    "length, chunks": SUBMIT + LENGTH + CHUNKED + b"\r\n0\r\n\r\n" + SMUGGLED,
-    "chunks, length": SUBMIT + CHUNKED + LENGTH + b"\r\n0\r\n\r\n" + SMUGGLED,
+    "length, chunks": SUBMIT + LENGTH + CHUNKED + NO_CHUNKS,
+    "chunks, length": SUBMIT + CHUNKED + LENGTH + NO_CHUNKS,
     "two lengths": SUBMIT + LENGTH + b"Content-Length: 5\r\n\r\nabcd" + SMUGGLED,
-    "a signed length": SUBMIT + LENGTH.replace(b"4", b"+4") + b"\r\nabcd" + SMUGGLED,
-    "unknown coding": SUBMIT
-    + CHUNKED.replace(b"ch", b"xch")
-    + b"\r\n0\r\n\r\n"
-    + SMUGGLED,
-    "space": SUBMIT + CHUNKED.replace(b":", b" :") + b"\r\n0\r\n\r\n" + SMUGGLED,
-    "chunks in 1.0": SUBMIT.replace(b"/1.1", b"/1.0")
-    + CHUNKED
-    + b"\r\n0\r\n\r\n"
-    + SMUGGLED,
+    "a signed length": SUBMIT + b"Content-Length: +4\r\n\r\nabcd" + SMUGGLED,
+    "unknown coding": SUBMIT + b"Transfer-Encoding: xchunked\r\n" + NO_CHUNKS,
+    "space": SUBMIT + b"Transfer-Encoding : chunked\r\n" + NO_CHUNKS,
+    "chunks in 1.0": OLD + CHUNKED + NO_CHUNKS,
 }
-# What is answered by a refusal, each by one of these statuses or by no answer.
+# What is refused, each by one of these statuses.
 REFUSED: dict[str, tuple[bytes, set[int]]] = {
     "many scans": (COSTLY, {422}),
     "no boundary": (

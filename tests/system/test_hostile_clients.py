@@ -40,6 +40,7 @@ class Server(NamedTuple):
     ports: dict[str, int]
     job: str
     temporary: Path
+    log: Path
     family: dict[int, psutil.Process]
 
     def client(self, door: str, source: str) -> Client:
@@ -82,7 +83,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             for number in range(12):
                 assert submit(Client("127.0.0.1", direct, f"127.0.1.{number + 1}"))
             family = {one.pid: one for one in (first, *first.children())}
-            yield Server(process.pid, ports, f"{JOBS}/{job}", temporary, family)
+            paths = temporary, folder / "log"
+            yield Server(process.pid, ports, f"{JOBS}/{job}", *paths, family)
     finally:
         process.terminate()
         process.wait(60)
@@ -104,7 +106,10 @@ def is_allowed(status: int) -> bool:
 def test_what_makes_no_sense_is_refused(server: Server, name: str, door: str) -> None:
     sent, allowed = hostile.REFUSED[name]
     received = send_last(server.ports[door], sent, "127.0.0.7")
-    assert set(statuses(received)) <= allowed, received[:1000]
+    found = set(statuses(received))
+    # nginx may reset a client that still sends what it does not read.
+    assert found or door == "nginx"
+    assert found <= allowed, received[:1000]
     assert server.client(door, "127.0.0.1").is_up()
 
 
@@ -241,6 +246,7 @@ def assert_as_before(server: Server, connections: int, memory: dict[int, int]) -
     wait_for(lambda: count_connections(server) <= connections + 4, 60)
     wait_for(lambda: temporary_bytes(server.pid) == 0, 60)
     assert list(server.temporary.iterdir()) == []
+    assert "Traceback" not in server.log.read_text()
     for pid, one in server.family.items():
         # Those that a pool keeps, and what else runs in the process.
         assert one.num_threads() <= THREADS + 8
