@@ -40,6 +40,7 @@ from bench import machine
 from bench.services import spawn
 from bench.status import finished_job
 from stylequeue_shared import reading
+from stylequeue_shared.jpeg_scans import MAX_SCANS
 from stylequeue_shared.settings import Settings
 from stylequeue_web.services import open_services
 from stylequeue_worker.main import environment
@@ -142,7 +143,7 @@ def attack(
     health, polls = Seen(), Seen()
     slow = SlowClients(how, port, job)
     costly = multiprocessing.get_context("fork").Process(
-        target=_upload_costly, args=(port, how.costly)
+        target=_upload_costly, args=(port, _costly_pictures(how.costly))
     )
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(POLLERS + 2) as pool:
@@ -303,12 +304,12 @@ def _figures(name: str, seen: Seen) -> dict[str, object]:
     }
 
 
-def _upload_costly(port: int, count: int) -> None:
-    """Upload so many pictures of many scans at once, each on a thread of its own."""
-    style = _picture(0)
-    with ThreadPoolExecutor(max(count, 1)) as pool:
-        for number in range(count):
-            pool.submit(_upload_one, port, _costly_picture(number), style)
+def _upload_costly(port: int, contents: Sequence[bytes]) -> None:
+    """Upload these pictures at once, each on a thread of its own."""
+    style = _picture(64, 64)
+    with ThreadPoolExecutor(max(len(contents), 1)) as pool:
+        for content in contents:
+            pool.submit(_upload_one, port, content, style)
 
 
 def _upload_one(port: int, content: bytes, style: bytes) -> None:
@@ -322,19 +323,26 @@ def _upload_one(port: int, content: bytes, style: bytes) -> None:
         one.recv(65536)
 
 
-def _picture(seed: int) -> bytes:
+def _picture(width: int, height: int) -> bytes:
     written = io.BytesIO()
-    color = random.Random(seed).randbytes(3)
-    Image.new("RGB", (4000, 4000), tuple(color)).save(written, "JPEG", progressive=True)
+    Image.new("RGB", (width, height), "teal").save(written, "JPEG", progressive=True)
     return written.getvalue()
 
 
-def _costly_picture(seed: int) -> bytes:
-    """Return a progressive JPEG of one color whose last scan comes again and again."""
-    picture = _picture(seed)
+def _costly_pictures(count: int) -> list[bytes]:
+    """Return JPEGs of the usual limit, 50 megapixels, whose last scan is repeated.
+
+    Half of them have as many scans as are allowed, the others thousands.
+    """
+    picture = _picture(8160, 6120)
     begin, end = picture.rindex(b"\xff\xda"), picture.rindex(b"\xff\xd9")
     scan = picture[begin:end]
-    return picture[:end] + scan * (COSTLY_BYTES // len(scan)) + picture[end:]
+    scans = MAX_SCANS - picture.count(b"\xff\xda"), COSTLY_BYTES // len(scan)
+    return [
+        # A number behind its end makes each a picture of its own.
+        picture[:end] + scan * scans[number % 2] + picture[end:] + b"%d" % number
+        for number in range(count)
+    ]
 
 
 def finished_job_with_result(settings: Settings) -> str:
