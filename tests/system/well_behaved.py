@@ -35,7 +35,7 @@ class WellBehaved:
         known = {"If-None-Match": headers["ETag"]}
         self._health = self._start(lambda one: one.ask("/healthz"), 0.1)
         self._polls = self._start(lambda one: one.ask(job, headers=known), 0.1)
-        self._submissions = self._start(upload, 0.5)
+        self._submissions = self._start(upload, 1.0)
 
     def __enter__(self) -> "WellBehaved":
         return self
