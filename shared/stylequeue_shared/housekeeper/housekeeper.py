@@ -157,7 +157,9 @@ class Housekeeper:
         try:
             taken = self._lease.take()
         except Exception as error:
-            self._report("take_lease", error)
+            _report("take_lease", error)
+            if isinstance(error, OUTAGE):
+                self.spare_the_lost()
             return False
         self._active_until = asked_at + LEASE_SECONDS if taken.is_ours else 0.0
         if taken.unattended_seconds > self._lease_seconds:
@@ -174,7 +176,10 @@ class Housekeeper:
     def _do(self, chore: Chore) -> bool:
         """Do a chore if it is due; return whether it was cut short.
 
-        One that fails does not keep the others from being done.
+        One that fails does not keep the others from being done, not even by an error
+        that looks like an outage: a lock that one chore waits for in vain each time
+        says nothing of the workers' renewals. A real outage is seen by `_take_lease`,
+        which writes several times within a lease.
         """
         if self._clock() < chore.due_at:
             return False
@@ -182,15 +187,10 @@ class Housekeeper:
         try:
             chore.do(turn)
         except Exception as error:
-            self._report(chore.name, error)
+            _report(chore.name, error)
         if not turn.was_cut_short:
             chore.due_at = self._clock() + chore.every
         return turn.was_cut_short
-
-    def _report(self, chore: str, error: Exception) -> None:
-        log.error("chore_failed", chore=chore, exc_info=error)
-        if isinstance(error, OUTAGE):
-            self.spare_the_lost()
 
     def _return_lost(self) -> None:
         if self._clock() < self._no_return_before:
@@ -228,6 +228,10 @@ def run_housekeeper(settings: Settings) -> int:
         bell.close()
         database.close()
     return 0
+
+
+def _report(chore: str, error: Exception) -> None:
+    log.error("chore_failed", chore=chore, exc_info=error)
 
 
 def _has_tables(database: Database) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 
 from stylequeue_shared import jobs
 from stylequeue_shared.database import now
@@ -201,6 +202,21 @@ def test_a_broken_store_does_not_keep_lost_jobs_from_being_returned(
     keeper.round()
     assert row(house.database, job_id).state == "queued"
     assert house.count(Trash) == 1
+
+
+def test_a_chore_that_meets_a_lock_each_time_keeps_no_lost_job_from_being_returned(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait_in_vain(*_: object, **__: object) -> int:
+        raise OperationalError("DELETE", {}, Exception("lock timeout"))
+
+    monkeypatch.setattr(jobs, "expire", wait_in_vain)
+    keeper = house.keeper()
+    assert keeper.round()
+    house.lose(job_id := submit(house.database))
+    house.time += 3
+    assert keeper.round()
+    assert row(house.database, job_id).state == "queued"
 
 
 # -- Lanes ----------------------------------------------------------------------------
