@@ -41,7 +41,7 @@ def measure(database: Database, store: Store, settings: Settings) -> None:
     if settings.store_quota_bytes is None:
         return
     used = store.used_bytes()
-    with database.write() as connection:
+    with database.write(durable=False) as connection:
         _record(connection, used, used)
 
 
@@ -49,7 +49,7 @@ def add_used(database: Database, settings: Settings, number: int) -> None:
     """Record that a file of so many bytes was stored, if there is a quota."""
     if settings.store_quota_bytes is None:
         return
-    with database.write() as connection:
+    with database.write(durable=False) as connection:
         _record(connection, number, Counter.value + number)
 
 

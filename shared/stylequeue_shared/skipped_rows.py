@@ -31,7 +31,7 @@ def note_skipped(database: Database, table: str, row: str, error: object) -> Non
         _told.add((table, row))
     log.error("row_skipped", table=table, row=row, error=str(error)[:500])
     try:
-        with database.write() as connection:
+        with database.write(durable=False) as connection:
             count(connection, SKIPPED_ROWS, 1)
     except SQLAlchemyError as failure:
         # To read what can be read is worth more than the count.

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from stylequeue_shared import jobs, registry
+from stylequeue_shared import free_space, jobs, registry
 from stylequeue_shared.database import Database
+from stylequeue_shared.housekeeper.lease import HousekeeperLease
 from stylequeue_shared.jobs import Claim, Progress, Result
+from stylequeue_shared.settings import Settings
 from tests.shared.submitting import claim, submit
 
 NORMAL, FULL = 1, 2
@@ -38,6 +40,13 @@ PROGRESSED: dict[str, Act] = {
     "renew": lambda database, _, held: jobs.renew(database, held, lease_seconds=30),
     "heartbeat": lambda database, *_: registry.beat(database, IDENTITY),
     "check": lambda database, *_: database.check(),
+    "housekeeper's lease": lambda database, *_: HousekeeperLease(database).take(),
+    "ETAs": lambda database, _, held: jobs.foretell(
+        database, [jobs.Expected(held.job_id, None, 1e9)]
+    ),
+    "store's size": lambda database, *_: free_space.add_used(
+        database, Settings(store_quota_mb=1000), 1
+    ),
 }
 
 

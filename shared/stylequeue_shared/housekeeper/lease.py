@@ -35,7 +35,7 @@ class HousekeeperLease:
         # A lease that ends later than one can be set now is of a clock that was ahead.
         # Twice the time, so that a clock which is adjusted a little changes nothing.
         farthest = now() + 2 * LEASE_SECONDS
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             since = select(now() - Lease.until).where(Lease.name == NAME)
             ran_out = connection.scalar(since)
             row = upsert(connection, Lease).values(

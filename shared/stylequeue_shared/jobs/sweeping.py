@@ -135,7 +135,7 @@ def foretell(database: Database, expected: Sequence[Expected]) -> None:
             for one in part
         ]
         try:
-            with database.write() as connection:
+            with database.write(durable=False) as connection:
                 connection.execute(new, rows)
         except DataError:
             for row in rows:
@@ -144,7 +144,7 @@ def foretell(database: Database, expected: Sequence[Expected]) -> None:
 
 def _foretell_one(database: Database, new: Update, row: dict[str, Any]) -> None:
     try:
-        with database.write() as connection:
+        with database.write(durable=False) as connection:
             connection.execute(new, [row])
     except DataError as error:
         note_skipped(database, "jobs", row["job_id"], error)
