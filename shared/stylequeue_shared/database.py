@@ -147,7 +147,7 @@ class Database:
             # Without this SQLite would go on reading, and could not tidy its log.
             cursor.close()
         except BaseException as error:
-            # Whatever the reason, nobody should use this connection again.
+            # Nobody should use this connection again: its state is unknown.
             connection.invalidate(error)
             raise
         connection.close()

@@ -25,7 +25,7 @@ def limit_submissions(app: Flask) -> None:
         app=app,
         storage_uri="memory://",
         headers_enabled=True,
-        # Else every submission, accepted or not, would be told to be sent once more.
+        # A Retry-After would tell every client, accepted or not, to submit again.
         header_name_mapping={HeaderNames.RETRY_AFTER: "X-RateLimit-Reset-After"},
     )
     # What is only read is not limited; looking that up would cost each poll a tenth.

@@ -11,8 +11,8 @@ from stylequeue_shared.job_settings import MAX_STYLES
 
 IN_MEMORY_BYTES = 500_000
 LIMIT = "MAX_FILE_BYTES"
-# Of a submission with more files than anybody needs only these are kept. What comes
-# after them is counted, so that the refusal can name the field and the number.
+# A submission may hold more files than anybody needs: only this many are kept. The
+# others are counted, so that the refusal can name the field and the number.
 MAX_FILES = 2 * (MAX_STYLES + 1)
 # The most parts of a form, files and others, and the longest text in one of them. The
 # texts of all parts together lie in memory.
