@@ -51,7 +51,7 @@ def refused(
             ["JPEG", "damaged or cut short", "whole pictures"],
         ),
         (BOMB, ["30000 x 30000", "50 megapixels"]),
-        (png((0, 5), 8, 2, b""), ["PNG"]),
+        (png((0, 5), 8, 2, b""), ["0 x 5 pixels", "1 x 1"]),
         (saved(colourful(400, 4), "PNG"), ["400 x 4 pixels", "32 times"]),
     ],
     ids=["empty", "text", "pdf", "truncated", "bomb", "zero-sized", "thin"],
