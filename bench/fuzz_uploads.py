@@ -142,7 +142,10 @@ def _send_all(
         for first in range(0, count, step := max(1, count // 10)):
             list(pool.map(send, range(first, min(first + step, count))))
             warm_mb = warm_mb or _memory_mb(family)
-            say(f"{time.monotonic() - began:6.0f} s: {dict(outcome.statuses)}")
+            memory = f"{_memory_mb(family):.0f} MB"
+            say(
+                f"{time.monotonic() - began:6.0f} s, {memory}: {dict(outcome.statuses)}"
+            )
     outcome.seconds = time.monotonic() - began
     outcome.dead_processes = len(family - _family(server))
     outcome.growth_mb = _memory_mb(family) - warm_mb
