@@ -1,6 +1,6 @@
 """Teach Pillow to read HEIC, which telephones send."""
 
-from pi_heif import HeifImagePlugin, options
+from pillow_heif import HeifImagePlugin, options
 
 # One thread: the child that decodes may not start any.
 options.DECODE_THREADS = 1
