@@ -225,12 +225,11 @@ def _header(port: int, path: str, name: str) -> str:
 
 
 def _body_size(settings: Settings, job_id: str) -> int:
-    from stylequeue_web import records
-    from stylequeue_web.api import as_json
-    from stylequeue_web.services import open_services
+    # Imported late: the server's processes import this module, too.
+    from stylequeue_web.app import create_app
 
-    services = open_services(settings)
-    return len(as_json(records.job(services, job_id)))
+    answer = create_app(settings).test_client().get(f"/api/v1/jobs/{job_id}")
+    return len(answer.data)
 
 
 def _free_port() -> int:
