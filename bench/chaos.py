@@ -570,7 +570,8 @@ class Monkey:
             while True:
                 file.write(bytes(2**20))
                 file.flush()
-        self._plan(8, ballast.unlink)
+        # Another such blow may have come meanwhile, and its end too.
+        self._plan(8, partial(ballast.unlink, missing_ok=True))
 
 
 def _name(family: list[psutil.Process]) -> str:
