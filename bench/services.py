@@ -90,6 +90,8 @@ class Services:
         """Empty Redis."""
         url = self._valkey.url.replace("redis+socket:", "unix:")
         with redis.Redis.from_url(url) as client:
+            # A replica, which another fault may have made of it, cannot be emptied.
+            client.execute_command("REPLICAOF", "NO", "ONE")
             client.flushall()
 
     def restart_postgresql(self, seconds: float) -> None:
