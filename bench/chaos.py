@@ -399,7 +399,7 @@ class Monkey:
         self.struck: Counter[str] = Counter()
         self._open: list[Blow] = []
         self.recovered: list[tuple[Blow, Recovery]] = []
-        # What is to be undone when, and of which worker; None: of a server or the disk.
+        # The time of each undoing and the worker it concerns; None: a server, the disk.
         self._later: list[tuple[float, Part | None, Callable[[], None]]] = []
         long = 3 * LEASE_SECONDS
         self._blows: dict[str, Callable[[], None]] = {

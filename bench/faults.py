@@ -49,7 +49,7 @@ class SlowStore:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a process needs in its environment for its store to be slow."""
+        """Environment variables that slow down the store of a process."""
         paths = (str(self._folder), os.environ.get("PYTHONPATH"))
         return {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),

@@ -50,7 +50,7 @@ LARGEST_FILE = 2_000_000
 
 @dataclass
 class Outcome:
-    """What the server answered, and what became of it."""
+    """Count the answers, and record failures and memory of the server."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     renditions: Counter[int] = field(default_factory=Counter)
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the server kept its promises."""
+        """Whether no upload got a 5xx and no process died."""
         return not self.failed and not self.dead_processes
 
 

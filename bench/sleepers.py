@@ -34,7 +34,7 @@ def work(
 
     Each is up to `spread` times faster or slower than jobs were estimated for.
     """
-    # As many as this one process has workers at a call: a real worker has its own.
+    # All simulated workers share this pool; a real worker has one of its own.
     database = Database(settings.database_url, connections=20)
     times: Times = defaultdict(list)
 

