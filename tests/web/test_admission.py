@@ -20,7 +20,14 @@ from stylequeue_web import renditions, slots
 from stylequeue_web.admission import MAX_OTHER_BYTES
 from stylequeue_web.app import Application
 from stylequeue_web.services import NAME
-from stylequeue_web.slots import RENDITIONS, UPLOADS, Admission, SingleFlight, Slots
+from stylequeue_web.slots import (
+    RENDITIONS,
+    UPLOADS,
+    WAITING_RENDITIONS,
+    Admission,
+    SingleFlight,
+    Slots,
+)
 from tests.shared.pictures import saved
 from tests.web.conftest import CONTENT, JOBS, Client, Kept, Worker, form
 from tests.web.test_uploads import WHOLE, Endless, chunked, part, whole
@@ -158,11 +165,39 @@ def test_no_other_request_has_a_long_body_read(
     assert body.sent <= MAX_OTHER_BYTES + 100_000
 
 
-def test_slots_never_wait() -> None:
+def test_no_slot_is_waited_for_where_there_is_no_room_to_wait() -> None:
     two = Slots(2, "things")
     with two.held(), two.held(), pytest.raises(Busy, match="2 things"), two.held():
         pass
     with two.held():
+        pass
+
+
+def test_a_slot_is_waited_for_by_as_many_as_there_is_room_for() -> None:
+    line = Slots(1, "things", waiting=2)
+    with ThreadPoolExecutor(3) as pool:
+        with line.held():
+            asked = [pool.submit(line.take) for _ in range(3)]
+            refused = next(as_completed(asked, timeout=60))
+            with pytest.raises(Busy, match=r"1 things already.* and 2 more wait"):
+                refused.result()
+            assert sum(one.done() for one in asked) == 1
+        waited = [one for one in asked if one is not refused]
+        for one in as_completed(waited, timeout=60):
+            one.result()
+            line.give_back()
+    with line.held():
+        pass
+
+
+def test_no_slot_is_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "WAITING_SECONDS", 0.05)
+    one = Slots(1, "things", waiting=1)
+    with one.held():
+        for _ in range(3):  # whoever gave up leaves room for the next one
+            with pytest.raises(Busy):
+                one.take()
+    with one.held():
         pass
 
 
@@ -241,12 +276,13 @@ def renderer(monkeypatch: pytest.MonkeyPatch) -> Renderer:
     return renderer
 
 
-def test_a_rendition_that_many_want_is_made_once_for_as_many_as_there_are_slots(
+def test_a_rendition_that_many_want_is_made_once_for_as_many_as_may_wait(
     app: Application, client: FlaskClient, submit: Submit, renderer: Renderer
 ) -> None:
     app.test_client_class = Client
     path = f"{submit()['links']['self']}/content?size=128"
-    number = RENDITIONS + 3
+    places = RENDITIONS + WAITING_RENDITIONS
+    number = places + 3
     with ThreadPoolExecutor(number) as pool:
         asked = [pool.submit(app.test_client().get, path) for _ in range(number)]
         ended = as_completed(asked, timeout=60)
@@ -258,7 +294,7 @@ def test_a_rendition_that_many_want_is_made_once_for_as_many_as_there_are_slots(
     assert all(int(one.headers["Retry-After"]) > 0 for one in refused)
     assert [(one.status_code, one.data) for one in made] == [
         (200, b"a rendition")
-    ] * RENDITIONS
+    ] * places
     assert renderer.count == 1
     # One that is there needs no slot.
     assert client.get(path).data == b"a rendition"

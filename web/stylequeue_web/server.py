@@ -24,12 +24,13 @@ from stylequeue_shared.settings import Settings
 from stylequeue_web.app import create_app
 from stylequeue_web.buffering_worker import BufferingWorker
 from stylequeue_web.connection import Limits
+from stylequeue_web.slots import RENDITIONS, UPLOADS, WAITING_RENDITIONS
 
 # A poll takes well under a millisecond, an upload some seconds in a child process:
-# threads cover the waiting for it, and never wait for a client. Two processes use the
-# second core.
+# threads cover the waiting for it, and never wait for a client. Four are left for quick
+# requests, whatever the costly ones do. Two processes use the second core.
 MAX_PROCESSES = 4
-THREADS = 16
+THREADS = UPLOADS + RENDITIONS + WAITING_RENDITIONS + 4
 # A connection is a file, and its body may be another.
 WANTED_FILES = 8192
 MAX_CONNECTIONS = 2000

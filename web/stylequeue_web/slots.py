@@ -1,7 +1,7 @@
 """The slots that costly requests of one web process share.
 
-A web process has 16 threads. Polls, cancels and health checks take a millisecond each
-and find a free one as long as submissions and renditions hold no more than these.
+Polls, cancels and health checks take a millisecond each and find a free thread as long
+as submissions and renditions hold no more than these; server.THREADS counts them.
 """
 
 import threading
@@ -13,32 +13,42 @@ from stylequeue_shared.errors import Busy
 
 UPLOADS = 6
 RENDITIONS = 6
+# A browser asks for all pictures of a gallery's page at once, and leaves those of the
+# page before unread, which are made all the same.
+WAITING_RENDITIONS = 32
+WAITING_SECONDS = 20.0
 # How long a request waits for the rendition that another one makes.
 RENDITION_SECONDS = 60.0
 
 
 class Slots:
-    """A number of requests that may run at a time; none ever waits for its turn."""
+    """A number of requests that may run at a time, and a number that may wait."""
 
-    def __init__(self, number: int, what: str) -> None:
+    def __init__(self, number: int, what: str, waiting: int = 0) -> None:
+        self._places = threading.BoundedSemaphore(number + waiting)
         self._free = threading.BoundedSemaphore(number)
+        also = f", and {waiting} more wait" if waiting else ""
         self._message = (
             f"The server is at work on {number} {what} already, which is all it does "
-            "at a time; try again in a few seconds."
+            f"at a time{also}; try again in a few seconds."
         )
 
     def take(self) -> None:
-        """Take a slot. Raises Busy when none is free."""
-        if not self._free.acquire(blocking=False):
+        """Take a slot, after a wait if there is room to wait. Raises Busy."""
+        if not self._places.acquire(blocking=False):
+            raise Busy(self._message)
+        if not self._free.acquire(timeout=WAITING_SECONDS):
+            self._places.release()
             raise Busy(self._message)
 
     def give_back(self) -> None:
         """Free the slot for another request."""
         self._free.release()
+        self._places.release()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold a slot for a while. Raises Busy when none is free."""
+        """Hold a slot for a while. Raises Busy."""
         self.take()
         try:
             yield
@@ -90,5 +100,5 @@ class Admission:
 
     def __init__(self) -> None:
         self.uploads = Slots(UPLOADS, "submissions")
-        self.renditions = Slots(RENDITIONS, "pictures")
+        self.renditions = Slots(RENDITIONS, "pictures", WAITING_RENDITIONS)
         self.flights = SingleFlight()
