@@ -1,9 +1,13 @@
 """Connections to PostgreSQL, also behind PgBouncer and across a failover."""
 
+import select
+import time
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Dialect, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import InvalidatePoolError
 
 # How long PostgreSQL lets a client that was stopped, or whose host is gone, hold locks
 # in the middle of a transaction, and how long others wait for one. The latter is less
@@ -14,6 +18,9 @@ IDLE_SECONDS = {"idle_in_transaction_session_timeout": 15, "lock_timeout": 8}
 # that begin as in LOST_CLASSES say that the server shuts down or that the line broke.
 LOST_CODES = frozenset({"25006", "25P03", "25P04"})
 LOST_CLASSES = ("08", "57P")
+# A connection that was used as lately as this is believed to work, unless its socket
+# says otherwise. Asking the server each time doubles what a poll costs it.
+FRESH_SECONDS = 1.0
 
 
 def postgresql_engine(address: URL, pool: dict[str, Any], *, patient: bool) -> Engine:
@@ -28,10 +35,10 @@ def postgresql_engine(address: URL, pool: dict[str, Any], *, patient: bool) -> E
             # The driver begins no transaction: Database does.
             "autocommit": True,
         },
-        # A restarted server leaves dead connections in the pool.
-        pool_pre_ping=True,
         **pool,
     )
+    event.listen(engine, "checkin", _note_use)
+    event.listen(engine, "checkout", partial(_replace_dead, engine.dialect))
     event.listen(engine, "handle_error", _drop_lost)
     event.listen(engine, "connect", _prepare_only_in_own_session)
     if not patient:
@@ -60,6 +67,34 @@ def _prepare_only_in_own_session(connection: Any, record: object) -> None:
         (session,) = cursor.execute("SELECT pg_backend_pid()").fetchone()
     if session != connection.info.backend_pid:
         connection.prepare_threshold = None
+
+
+def _note_use(connection: object, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _replace_dead(
+    dialect: Dialect, connection: Any, record: Any, proxied: object
+) -> None:
+    """Have a connection opened anew that a restarted server left in the pool."""
+    used_at = record.info.get("used_at")
+    if used_at is None:
+        return  # It was opened for this checkout.
+    fresh = time.monotonic() - used_at < FRESH_SECONDS
+    if fresh and not connection.closed and not _has_news(connection.fileno()):
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error:
+        # SQLAlchemy replaces this connection and all that are older than this moment.
+        raise InvalidatePoolError from None
+
+
+def _has_news(socket: int) -> bool:
+    """Whether the server sent something unasked, which it does as it ends a session."""
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def begin_statement(*, patient: bool) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from stylequeue_shared import database as database_module
+from stylequeue_shared import postgresql_engine
 from stylequeue_shared.database import OUTAGE, Database, now
 from stylequeue_shared.errors import BadConfiguration
 from stylequeue_shared.models import Counter, Lease, Trash
@@ -201,7 +202,11 @@ def test_a_server_that_is_down_is_an_outage(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_server_that_restarted_is_found_again(postgresql_url: str) -> None:
+@pytest.mark.parametrize("fresh_seconds", [0.0, 60.0])
+def test_a_server_that_restarted_is_found_again(
+    postgresql_url: str, fresh_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql_engine, "FRESH_SECONDS", fresh_seconds)
     database, other = Database(postgresql_url), Database(postgresql_url)
     database.check()
     database.first(select(literal_column("1")))
@@ -209,7 +214,7 @@ def test_a_server_that_restarted_is_found_again(postgresql_url: str) -> None:
     with other.read() as connection:
         connection.execute(
             text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         )
@@ -217,6 +222,21 @@ def test_a_server_that_restarted_is_found_again(postgresql_url: str) -> None:
     assert database.first(select(literal_column("1"))) == (1,)
     database.close()
     other.close()
+
+
+def test_a_connection_is_tried_before_its_use_unless_it_was_just_used(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(postgresql_url)
+    tried: list[object] = []
+    monkeypatch.setattr(database.engine.dialect, "do_ping", tried.append)
+    for _ in range(3):
+        database.check()
+    assert tried == []
+    monkeypatch.setattr(postgresql_engine, "FRESH_SECONDS", 0.0)
+    database.check()
+    assert len(tried) == 1
+    database.close()
 
 
 def test_a_connection_that_breaks_is_an_outage(postgresql_url: str) -> None:
