@@ -284,3 +284,7 @@ class Trash(Base):
     emptied_at: Mapped[float | None]
     # When deleting them failed last.
     tried_at: Mapped[float | None]
+
+
+# A poll's ETag has the version; it begins again where PostgreSQL's integers end.
+NEXT_VERSION = Job.version % (2**31 - 1) + 1

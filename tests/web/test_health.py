@@ -9,6 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, insert, update
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from stylequeue_shared import free_space, jobs
@@ -143,6 +144,16 @@ def test_a_store_below_the_floor_of_submission_is_not_ready(
 ) -> None:
     monkeypatch.setattr(free_space, "FREE_BYTES_FLOOR", 10**18)
     assert readiness(client, installation) == (503, NOT_READY | {"store": "full"})
+
+
+def test_a_store_is_not_blamed_for_a_database_that_cannot_say_how_full_it_is(
+    client: FlaskClient, installation: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(free_space, "check", fail)
+    assert readiness(client, installation) == (200, READY | {"redis": "degraded"})
 
 
 def test_a_temporary_folder_that_takes_nothing_is_not_ready(

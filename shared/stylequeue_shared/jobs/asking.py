@@ -9,7 +9,7 @@ from stylequeue_shared.errors import Conflict
 from stylequeue_shared.jobs.rows import delete_jobs, heed, state_of
 from stylequeue_shared.jobs.submitting import refuse_when_full
 from stylequeue_shared.jobs.terms import Request
-from stylequeue_shared.models import PAUSED, Job, JobState, Switch
+from stylequeue_shared.models import NEXT_VERSION, PAUSED, Job, JobState, Switch
 from stylequeue_shared.stored_values import between
 from stylequeue_shared.turns import (
     AHEAD,
@@ -43,7 +43,7 @@ def request(database: Database, job_id: str, what: Request) -> None:
             here = update(Job).where(
                 Job.id == job_id, Job.requested.is_distinct_from(what)
             )
-            connection.execute(here.values(requested=what, version=Job.version + 1))
+            connection.execute(here.values(requested=what, version=NEXT_VERSION))
 
 
 def resume(database: Database, job_id: str, *, max_waiting: int) -> None:
@@ -62,10 +62,10 @@ def resume(database: Database, job_id: str, *, max_waiting: int) -> None:
             submitted = now() if job.attempt else Job.created_at
             values = standing(job.priority, job.owner)
             values |= {"turn": turn_of(submitted, job.priority)}
-            values |= {"state": JobState.QUEUED, "version": Job.version + 1}
+            values |= {"state": JobState.QUEUED, "version": NEXT_VERSION}
             connection.execute(here.values(**values))
         elif job.state == JobState.RUNNING and job.requested == "pause":
-            connection.execute(here.values(requested=None, version=Job.version + 1))
+            connection.execute(here.values(requested=None, version=NEXT_VERSION))
         else:
             raise Conflict(f"The job is {job.state}; only a paused one can be resumed.")
 
@@ -101,7 +101,7 @@ def _change_waiting(
     if state != JobState.QUEUED:
         raise Conflict(f"The job is {state}; only a waiting one has a turn to change.")
     here = update(Job).where(Job.id == job_id)
-    connection.execute(here.values(**values, version=Job.version + 1))
+    connection.execute(here.values(**values, version=NEXT_VERSION))
 
 
 def pause_queue(database: Database, *, paused: bool) -> None:

@@ -26,6 +26,7 @@ from stylequeue_shared.job_settings import JobSettings
 from stylequeue_shared.jobs.rows import fail_unreadable, put_aside, styles_of
 from stylequeue_shared.jobs.terms import ALIVE_SECONDS, Claim
 from stylequeue_shared.models import (
+    NEXT_VERSION,
     PAUSED,
     Job,
     JobState,
@@ -180,7 +181,7 @@ def _take() -> ReturningUpdate[Any]:
         .where(Job.id == bindparam("turn_of"), Job.state == JobState.QUEUED)
         .values(
             state=JobState.RUNNING,
-            version=Job.version + 1,
+            version=NEXT_VERSION,
             worker=bindparam("by"),
             attempt=Job.attempt + 1,
             claimed_at=now(),

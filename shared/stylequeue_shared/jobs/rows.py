@@ -15,6 +15,7 @@ from stylequeue_shared.errors import LeaseLost, NotFound, OurError, StyleQueueEr
 from stylequeue_shared.jobs.terms import Claim, Result
 from stylequeue_shared.jobs.trash import throw_away
 from stylequeue_shared.models import (
+    NEXT_VERSION,
     SKIPPED_ROWS,
     TERMINAL,
     Job,
@@ -109,7 +110,7 @@ def charge(connection: Connection, job_id: str) -> None:
 def ended(state: JobState) -> dict[str, Any]:
     return {
         "state": state,
-        "version": Job.version + 1,
+        "version": NEXT_VERSION,
         "finished_at": now(),
         "eta_start": None,
         "eta_finish": None,
@@ -123,7 +124,7 @@ def at_rest(state: JobState) -> dict[str, Any]:
     """Return the values of a job that goes on later, before those that never ran."""
     return {
         "state": state,
-        "version": Job.version + 1,
+        "version": NEXT_VERSION,
         "worker": None,
         "lease_until": None,
         # What was said of the attempt that ended.
@@ -141,7 +142,7 @@ def heed(connection: Connection, job_id: str, requested: str | None) -> bool:
     if requested == "cancel":
         values = ended(JobState.CANCELLED)
     elif requested == "pause":
-        values = {"state": JobState.PAUSED, "version": Job.version + 1}
+        values = {"state": JobState.PAUSED, "version": NEXT_VERSION}
         values["paused_at"] = now()
         values |= {"eta_start": None, "eta_finish": None}
     elif requested == "finish":
@@ -184,9 +185,8 @@ def put_aside(database: Database, job_id: str, error: BaseException) -> None:
     Call it outside transactions.
     """
     with database.write() as connection:
-        # The version may be what cannot grow any more.
-        here = update(Job).where(Job.id == job_id, Job.state.not_in(TERMINAL))
-        if connection.execute(here.values(version=1)).rowcount:
+        here = select(Job.id).where(Job.id == job_id, Job.state.not_in(TERMINAL))
+        if connection.scalar(here.with_for_update()) is not None:
             fail_unreadable(connection, job_id, error)
 
 

@@ -22,7 +22,7 @@ from stylequeue_shared.jobs.rows import (
     tell,
 )
 from stylequeue_shared.jobs.terms import Claim, Progress, Result
-from stylequeue_shared.models import Job, JobState, Snapshot
+from stylequeue_shared.models import NEXT_VERSION, JobState, Snapshot
 
 
 def renew(database: Database, held: Claim, *, lease_seconds: float) -> str | None:
@@ -61,7 +61,7 @@ def _report() -> ReturningUpdate[Any]:
     names = (field.name for field in fields(Progress))
     values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
     values["lease_until"] = now() + bindparam("seconds", type_=Float)
-    return guarded({**values, "version": Job.version + 1})
+    return guarded({**values, "version": NEXT_VERSION})
 
 
 def describe(
@@ -74,7 +74,7 @@ def describe(
 
     From now on it takes `least_bytes` of memory, wherever it goes on.
     """
-    values = {"made_with": made_with, "version": Job.version + 1}
+    values = {"made_with": made_with, "version": NEXT_VERSION}
     if least_bytes is not None:
         values["least_bytes"] = least_bytes
     _guarded(database, held, values)
@@ -93,7 +93,7 @@ def add_snapshot(
 
     Raises LeaseLost when the job belongs to another attempt.
     """
-    values = {**vars(progress), "version": Job.version + 1}
+    values = {**vars(progress), "version": NEXT_VERSION}
     with database.write() as connection:
         guard(connection, held, values)
         row = upsert(connection, Snapshot).values(

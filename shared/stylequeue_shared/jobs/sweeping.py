@@ -33,7 +33,7 @@ from stylequeue_shared.jobs.rows import (
 )
 from stylequeue_shared.jobs.terms import MAX_FAULTS, MAX_LOSSES, Expected
 from stylequeue_shared.jobs.trash import throw_away
-from stylequeue_shared.models import LOST_LEASES, TERMINAL, Job, JobState
+from stylequeue_shared.models import LOST_LEASES, NEXT_VERSION, TERMINAL, Job, JobState
 from stylequeue_shared.skipped_rows import note_skipped
 
 
@@ -122,7 +122,7 @@ def foretell(database: Database, expected: Sequence[Expected]) -> None:
     new = new.values(
         eta_start=bindparam("start"),
         eta_finish=bindparam("finish"),
-        version=Job.version + 1,
+        version=NEXT_VERSION,
     )
     # In small transactions: no worker's report shall wait for long.
     for first in range(0, len(expected), 200):

@@ -202,11 +202,23 @@ def test_a_job_that_is_to_end_in_a_far_future_is_charged_for_115_days(
     assert claim(database).job_id == ann
 
 
-def test_a_job_whose_version_cannot_grow_fails_and_the_next_is_taken(
+def test_a_version_that_cannot_grow_begins_again(database: Database) -> None:
+    job_id = submit(database)
+    for asked in ("pause", "resume", "cancel"):
+        change(database, job_id, version=2**31 - 1)
+        if asked == "resume":
+            jobs.resume(database, job_id, max_waiting=10)
+        else:
+            jobs.request(database, job_id, asked)
+        assert row(database, job_id).version == 1
+    assert row(database, job_id).state == JobState.CANCELLED
+
+
+def test_a_job_whose_attempt_cannot_grow_fails_and_the_next_is_taken(
     database: Database,
 ) -> None:
     odd, good = submit(database), submit(database)
-    change(database, odd, attempt=2**31 - 1, version=2**31 - 1)
+    change(database, odd, attempt=2**31 - 1)
     if database.engine.dialect.name == "postgresql":
         assert claim(database).job_id == good
         found = row(database, odd)
